@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The hot loops, as one table of functions.  Each slot's contract is written here once; the scalar
+ * file of a family (quant.c, vec.c, attn_page.c) is its specification and fallback;
+ * <family>_<isa>.c overwrites slots it does better.  EVERY slot gives the same bits at every ISA
+ * level:
+ *   - integer sums are exact, and floats of a block are combined in the order the scalar file
+ * states;
+ *   - float reductions run in 16 lanes: lane i takes elements i, i + 16, ..., and lanes are then
+ * added as a fixed tree (i + 8, i + 4, i + 2, i + 1).  Sums of products use fused multiply-add.
+ *   - exp and log are our own polynomials, never libm's.
+ * No slot allocates, locks or logs.  Pointers need no alignment unless said. */
+#ifndef MOGE_KERNELS_H
+#define MOGE_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* One activation row quantised per block of 32: x[i] ~ d[i / 32] * q[i], q in [-127, 127]. */
+struct moge_qrow {
+    const int8_t *q;    /* [n_in] */
+    const float *d;     /* [n_in / 32] largest magnitude / 127 */
+    const int32_t *sum; /* [n_in / 32] sum of q over the block */
+};
+
+#define MOGE_PANEL_ROWS 8 /* weight rows interleaved in one packed panel */
+
+struct moge_kernels {
+    const char *isa; /* "scalar", "avx2", "avx512", "vnni" */
+
+    /* ---- quant: products of packed weights and quantised activations ---- */
+
+    /* Quantises n (a multiple of 32) floats.  d = amax / 127, q = round-half-even(x * (127 /
+     * amax)), all 0 for an all-zero block.  x must be finite. */
+    void (*quantize)(const float *x, int32_t n, int8_t *q, float *d, int32_t *sum);
+
+    /* out[r][j] = dot(weight row j of the panel, rows[r]) for r < n_rows (>= 1), j <
+     * MOGE_PANEL_ROWS, by the canonical dot product: acc = 0; for each block b in order: acc =
+     * fma(float(sum of 32 products), w_d[b] * x_d[b], acc). The panel formats are drawn in quant.c.
+     * n_in is a multiple of 32. */
+    void (*panel_q8_0)(const void *panel, int32_t n_in, const struct moge_qrow *rows,
+                       int32_t n_rows, float *const *out);
+    void (*panel_q4_0)(const void *panel, int32_t n_in, const struct moge_qrow *rows,
+                       int32_t n_rows, float *const *out);
+
+    /* ---- vec: element-wise and row-wise float work; n is any positive number ---- */
+
+    /* y = x / sqrt(mean(x^2) + eps) * w; y may be x. */
+    void (*rmsnorm)(const float *x, const float *w, float eps, int32_t n, float *y);
+    /* gate = gate / (1 + exp(-gate)) * up */
+    void (*silu_mul)(float *gate, const float *up, int32_t n);
+    /* y = y + x */
+    void (*add)(float *y, const float *x, int32_t n);
+    /* y = fma(a, x, y) */
+    void (*axpy)(float *y, float a, const float *x, int32_t n);
+    /* Inner product in 16 lanes. */
+    float (*dot)(const float *x, const float *y, int32_t n);
+    /* x = exp(x - max) / sum; returns nothing useful for n = 0. */
+    void (*softmax)(float *x, int32_t n);
+    /* x = exp((x - shift) * scale); returns the sum in 16 lanes. */
+    float (*exp_sum)(const float *x, float shift, float scale, int32_t n, float *y);
+    /* Rotary embedding of n_heads vectors of head_dim: cs = head_dim / 2 pairs (cos, sin).  neox:
+     * pair (i, i + head_dim / 2); otherwise pair (2i, 2i + 1). */
+    void (*rope)(float *x, const float *cs, int32_t n_heads, int32_t head_dim, int neox);
+    /* Index of the largest, the lowest on ties; NaN never wins over a number. */
+    int32_t (*argmax)(const float *x, int32_t n);
+    /* argmax over i of x[i] * inv_t + gumbel(seed, pos, ids ? ids[i] : i); entries of -INFINITY
+     * never win unless all are.  Lowest i on ties. */
+    int32_t (*gumbel_argmax)(const float *x, const int32_t *ids, int32_t n, float inv_t,
+                             uint64_t seed, int32_t pos);
+    void (*f16_to_f32)(const uint16_t *x, float *y, int32_t n);
+    void (*f32_to_f16)(const float *x, uint16_t *y, int32_t n); /* round half even */
+    void (*bf16_to_f32)(const uint16_t *x, float *y, int32_t n);
+
+    /* ---- attn: one page (n_tok <= 16 positions) of one KV head, for the n_q query heads that
+     * share it ---- */
+
+    /* scores[h * stride + t] = dot(q[h], k[t]) * scale; q [n_q, head_dim] f32, k [n_tok, head_dim]
+     * f16. */
+    void (*attn_scores)(const float *q, int32_t n_q, const uint16_t *k, int32_t n_tok,
+                        int32_t head_dim, float scale, float *scores, size_t stride);
+    /* out[h] = fma over t in order (p[h * stride + t], v[t], out[h]); v [n_tok, head_dim] f16. */
+    void (*attn_values)(const float *p, size_t stride, int32_t n_q, const uint16_t *v,
+                        int32_t n_tok, int32_t head_dim, float *out);
+};
+
+enum moge_isa { MOGE_ISA_SCALAR, MOGE_ISA_AVX2, MOGE_ISA_AVX512, MOGE_ISA_VNNI, MOGE_ISA_COUNT };
+
+/* The best level this CPU (and operating system, by XCR0) runs. */
+enum moge_isa moge_isa_detect(void);
+
+/* Fills the table for a level: scalar first, then each level up to it overwrites what it has. */
+void moge_kernels_fill(struct moge_kernels *kernels, enum moge_isa isa);
+
+/* The process-wide table: level = min(detected, mask), chosen at the first call. */
+const struct moge_kernels *moge_kernels(void);
+
+/* Lowers the level for moge_kernels(); call before any engine exists (configuration `isa`, tests).
+ */
+void moge_kernels_set_max(enum moge_isa isa);
+
+/* Start-up trust check: every selected slot reproduces a scalar result once (about a millisecond).
+ * Returns NULL, or the name of the slot that differs. */
+const char *moge_kernels_self_test(const struct moge_kernels *kernels);
+
+#endif

@@ -1,0 +1,92 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What comes next, guessed cheaply.  A drafter fills in guesses for the decode spans of a batch;
+ * the target then decides every token by itself, and accept keeps the guesses that coincide.
+ * Guesses can therefore never change the output, only its speed.
+ *
+ * The drafter is a table of functions (model, n-gram, none, and test drafters); the policy decides
+ * how many guesses each span gets.  Engine thread only. */
+#ifndef MOGE_DRAFT_H
+#define MOGE_DRAFT_H
+
+#include <stdint.h>
+#include "moge/batch.h"
+#include "moge/engine.h"
+#include "moge/err.h"
+#include "moge/threads.h"
+
+/* A source of guesses. */
+struct moge_drafter_ops {
+    const char *name;
+    /* Guesses want[i] tokens for spans[i] (0: none), writing tokens[n_known ...] and setting
+     * n_guess <= want[i].  Must not touch anything else of the span.  Spans with want 0 cost
+     * nothing. */
+    void (*guess)(void *self, struct moge_span *const *spans, const int32_t *want, int32_t n_spans);
+    /* The sequence in this slot is gone (finished, preempted): drop what is known about it. */
+    void (*forget)(void *self, int32_t slot);
+    void (*free)(void *self);
+};
+
+struct moge_drafter {
+    const struct moge_drafter_ops *ops;
+    void *self;
+};
+
+/* A small model with the target's tokenizer.  It keeps its own KV arena under the target's page ids
+ * and catches up with what it has not seen when it is next asked.  Keeps model and threads. */
+struct moge_draft_lm_options {
+    int32_t n_pages, n_slots; /* as the pager's */
+    int32_t n_rows_max;       /* rows of one draft forward (catch-up goes in chunks of this) */
+    int32_t n_context_max;
+};
+int moge_draft_lm_new(struct moge_drafter *out, const struct moge_model *model,
+                      struct moge_threads *threads, const struct moge_draft_lm_options *options,
+                      struct moge_err *err);
+
+/* Longest-suffix lookup in the sequence's own tokens; needs no model. */
+int moge_draft_ngram_new(struct moge_drafter *out, int32_t n_slots, int32_t n_context_max,
+                         struct moge_err *err);
+
+/* For tests: guesses uniformly random ids (right by chance only). */
+int moge_draft_random_new(struct moge_drafter *out, int32_t n_vocab, uint64_t seed,
+                          struct moge_err *err);
+
+struct moge_draft; /* drafter + policy */
+
+struct moge_draft_options {
+    struct moge_drafter drafter; /* taken over: freed with the draft; ops NULL: never guess */
+    int32_t n_slots;
+    int32_t draft_len_max;   /* 1..MOGE_DRAFT_LEN_MAX */
+    int64_t (*now_ns)(void); /* monotonic clock, injected so that simulations are deterministic */
+};
+int moge_draft_new(struct moge_draft **out, const struct moge_draft_options *options,
+                   struct moge_err *err);
+void moge_draft_free(struct moge_draft *draft);
+
+/* Appends guesses to decode spans: sets tokens past n_known, n_guess, n_rows, n_logits.  Never
+ * exceeds a span's guess_max nor the batch's caps on rows and logits. */
+void moge_draft_propose(struct moge_draft *draft, struct moge_batch *batch);
+
+/* Feeds the policy: the batch after accept, and how long its forward took. */
+void moge_draft_observe(struct moge_draft *draft, const struct moge_batch *batch,
+                        int64_t forward_ns);
+
+void moge_draft_forget(struct moge_draft *draft, int32_t slot);
+
+struct moge_draft_stats {
+    uint64_t offered[MOGE_DRAFT_LEN_MAX],
+        accepted[MOGE_DRAFT_LEN_MAX];            /* by position of the guess */
+    uint64_t len_chosen[MOGE_DRAFT_LEN_MAX + 1]; /* draft lengths offered to decode spans */
+    double guess_ns, row_ns[2]; /* cost estimates: per guess; step = row_ns[0] + row_ns[1] * rows */
+};
+void moge_draft_stats(const struct moge_draft *draft, struct moge_draft_stats *out);
+
+/* Verification.  For each span that wants logits: pick the target's token row by row; while it
+ * equals the guess go on, else stop.  Leaves the decided tokens in tokens[n_known ...], n_accepted,
+ * n_out, and the log-probabilities if asked for.  Spans are shared out over the threads. */
+struct moge_accept;
+int moge_accept_new(struct moge_accept **out, int32_t n_vocab, struct moge_threads *threads,
+                    struct moge_err *err);
+void moge_accept_free(struct moge_accept *accept);
+void moge_accept_batch(struct moge_accept *accept, struct moge_batch *batch);
+
+#endif

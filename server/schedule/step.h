@@ -1,0 +1,38 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The heart: one iteration of the engine thread, and the thread that repeats it. */
+#ifndef MOGE_STEP_H
+#define MOGE_STEP_H
+
+#include <stdatomic.h>
+#include "moge/draft.h"
+#include "moge/engine.h"
+#include "server/schedule/sched.h"
+
+struct moge_metrics; /* server/metrics.h */
+
+struct moge_step {
+    /* ---- constant after init ---- */
+    struct moge_sched *sched;
+    struct moge_queue *queue;
+    struct moge_draft *draft;
+    struct moge_engine *engine;
+    struct moge_accept *accept;
+    struct moge_metrics *metrics;
+    int64_t (*now_ns)(void);
+    /* ---- engine thread ---- */
+    struct moge_batch batch;
+    /* ---- shared ---- */
+    atomic_int stop; /* main sets: 0 run, 1 finish what is there, 2 abort what is there (relaxed) */
+    _Atomic int64_t
+        beat_us; /* engine thread writes at every step or idle wake-up; the watchdog reads */
+};
+
+/* One iteration.  Everything a request experiences between two tokens happens in these six calls.
+ */
+int moge_step_run(struct moge_step *step);
+
+/* The engine thread: runs steps while there is work, sleeps on the queue otherwise, returns when
+ * `stop` is set and nothing is left. */
+void *moge_step_loop(void *step);
+
+#endif
