@@ -56,22 +56,26 @@ class RMSNorm(nn.Module):
         return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight
 
 
-def rope(x, theta):
-    """NEOX (rotate-half) rotary embedding over the whole head; x is [batch, head, time, dim].
+def rope(x, theta, start=0):
+    """NEOX (rotate-half) rotary embedding over the whole head; x is [batch, head, time, dim],
+    and its first row has position `start`.
 
     Element i of the first half is paired with element i of the second half, and the pair is turned by
     the angle position * theta^(-2i/dim).
     """
     time, dim = x.shape[-2:]
     freq = theta ** (-torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-    angle = torch.arange(time, dtype=torch.float64)[:, None] * freq
+    angle = torch.arange(start, start + time, dtype=torch.float64)[:, None] * freq
     cos, sin = angle.cos().float(), angle.sin().float()
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1).to(x.dtype)
 
 
 class Attention(nn.Module):
-    """Causal grouped-query attention with biases on q, k, v and o."""
+    """Causal grouped-query attention with biases on q, k, v and o.
+
+    `cache` is an empty dict at first; it collects the keys and values of earlier calls.
+    """
 
     def __init__(self, c):
         super().__init__()
@@ -80,22 +84,27 @@ class Attention(nn.Module):
         self.q, self.k, self.v = nn.Linear(c.hidden, q), nn.Linear(c.hidden, kv), nn.Linear(c.hidden, kv)
         self.o = nn.Linear(q, c.hidden)
 
-    def forward(self, x, dtype=None):
+    def forward(self, x, dtype=None, cache=None):
         c, (batch, time, _) = self.c, x.shape
+        start = cache["k"].shape[2] if cache else 0
 
         def heads(proj, n):  # [batch, head, time, dim]
             return linear(x, proj.weight, proj.bias, dtype).view(batch, time, n, c.head_dim).transpose(1, 2)
 
-        q = rope(heads(self.q, c.heads), c.rope_theta)
-        k = rope(heads(self.k, c.kv_heads), c.rope_theta)
+        q = rope(heads(self.q, c.heads), c.rope_theta, start)
+        k = rope(heads(self.k, c.kv_heads), c.rope_theta, start)
         v = heads(self.v, c.kv_heads)
+        if cache:
+            k, v = torch.cat([cache["k"], k], dim=2), torch.cat([cache["v"], v], dim=2)
+        if cache is not None:
+            cache["k"], cache["v"] = k, v
         # Query head h reads key/value head h // (heads / kv_heads): fold the queries of one kv head together.
         share = c.heads // c.kv_heads
         q = q.reshape(batch, c.kv_heads, share * time, c.head_dim)
         score = (q @ k.transpose(-1, -2)).float() / math.sqrt(c.head_dim)
-        score = score.view(batch, c.kv_heads, share, time, time)
-        score = score + torch.full((time, time), -math.inf).triu(1)
-        prob = score.softmax(-1).to(v.dtype).view(batch, c.kv_heads, share * time, time)
+        score = score.view(batch, c.kv_heads, share, time, start + time)
+        score = score + torch.full((time, start + time), -math.inf).triu(1 + start)
+        prob = score.softmax(-1).to(v.dtype).view(batch, c.kv_heads, share * time, start + time)
         y = (prob @ v).view(batch, c.heads, time, c.head_dim).transpose(1, 2)
         return linear(y.reshape(batch, time, c.heads * c.head_dim), self.o.weight, self.o.bias, dtype)
 
@@ -177,8 +186,8 @@ class Block(nn.Module):
         self.ffn_norm = RMSNorm(c.hidden, c.eps)
         self.ffn = MoGE(c) if c.experts else SwiGLU(c.hidden, c.ffn)
 
-    def forward(self, h, dtype=None):
-        h = h + self.attn(self.attn_norm(h), dtype).float()
+    def forward(self, h, dtype=None, cache=None):
+        h = h + self.attn(self.attn_norm(h), dtype, cache).float()
         return h + self.ffn(self.ffn_norm(h), dtype).float()
 
 
@@ -201,12 +210,15 @@ class Model(nn.Module):
                 nn.init.normal_(p, std=std / math.sqrt(2 * self.c.layers) if out else std)
         return self
 
-    def forward(self, tokens, dtype=None):
-        """tokens [batch, time] -> logits [batch, time, vocab]"""
+    def forward(self, tokens, dtype=None, caches=None):
+        """tokens [batch, time] -> logits [batch, time, vocab]; caches: one dict a layer, from new_caches."""
         h = self.embed(tokens)
-        for block in self.blocks:
-            h = block(h, dtype)
+        for block, cache in zip(self.blocks, caches or [None] * len(self.blocks)):
+            h = block(h, dtype, cache)
         return linear(self.norm(h), self.head.weight, None, dtype)
+
+    def new_caches(self):
+        return [{} for _ in self.blocks]
 
     def balance(self):
         """The mean balance loss of the layers, from the last forward in training mode."""

@@ -132,17 +132,87 @@ def train(args):
             last_save = time.time()
 
 
+@torch.no_grad()
+def generate(model, prompts, count, temperature, dtype=None, noise=None):
+    """Continues prompts [batch, time] by count tokens. temperature [batch]: 0 is greedy.
+
+    The token is the argmax of logits + temperature * Gumbel noise, which samples from the softmax.
+    """
+    caches, tokens, out = model.new_caches(), prompts, []
+    for i in range(count):
+        logits = model(tokens, dtype, caches)[:, -1].float()
+        gumbel = noise[:, i] if noise is not None else -torch.empty_like(logits).exponential_().log()
+        tokens = (logits + temperature[:, None] * gumbel).argmax(-1, keepdim=True)
+        out.append(tokens)
+    return torch.cat(out, dim=1)
+
+
+def distill(args):
+    """The draft alone, against the frozen target: on the text, and on what the target itself writes."""
+    path = args.dir + "/checkpoint.pt"
+    c = torch.load(path)
+    target, draft = Model(TARGET), Model(DRAFT)
+    target.load_state_dict(c["target"])
+    draft.load_state_dict(c["draft"])
+    target.eval()
+    optimizer = Optimizer(draft)
+    optimizer.load_state_dict(c["optimizers"][1])
+    windows = Windows(args.dir + "/train.bin", seed=2)
+    held = torch.from_numpy(np.fromfile(args.dir + "/heldout.bin", dtype=np.uint16).astype(np.int64))
+    held = held[:BATCH_TOKENS * 8].view(-1, 8, 512)
+    budget, begin, step, written, mean = args.distill * 60, time.time(), 0, [], None
+
+    def report():
+        with torch.no_grad():
+            pairs = [(target(x, BF16).float(), draft(x, BF16).float()) for x in held]
+        same = torch.cat([(a.argmax(-1) == b.argmax(-1)).flatten() for a, b in pairs]).float().mean()
+        tv = torch.stack([(a.softmax(-1) - b.softmax(-1)).abs().sum(-1).mean() / 2 for a, b in pairs]).mean()
+        print(f"held out: greedy agreement {same:.4f}, total variation {tv:.4f}", flush=True)
+
+    report()
+    # A quarter of the time goes into sequences that the target writes: half greedy, half at temperature 1.
+    hot = torch.arange(256) % 2.0
+    while not written or time.time() - begin < budget / 4:
+        prompts = torch.cat([windows.batch(64)[0] for _ in range(4)])
+        written.append(torch.cat([prompts, generate(target, prompts, 192, hot, BF16)], dim=1))
+        print(f"{time.strftime('%H:%M:%S')} {len(written) * written[0].numel()} tokens written", flush=True)
+    written = torch.cat(written)
+    while time.time() - begin < budget:
+        done = (time.time() - begin) / budget
+        x = (windows.batch(256)[0] if step % 3 else written[torch.randint(len(written), (BATCH_TOKENS // 256,))])
+        with torch.no_grad():
+            logp = F.log_softmax(target(x, BF16).float(), -1)
+            prob = logp.exp()
+        logits = draft(x, BF16).float()
+        # The total variation distance is what the acceptance of guesses depends on.
+        tv = (prob - logits.softmax(-1)).abs().sum(-1).mean() / 2
+        loss = kl(prob, logp, logits)
+        (loss + tv).backward()
+        optimizer.step(0.5 * min(1.0, step / 20, (1 - done) / 0.7 + 0.01))
+        now = torch.tensor([loss.item(), tv.item()])
+        mean = now if mean is None else mean.lerp(now, 0.05)
+        step += 1
+        if step % 40 == 0:
+            print(f"{time.strftime('%H:%M:%S')} {100 * done:5.1f}% step {step} kl {mean[0]:.3f} tv {mean[1]:.3f}", flush=True)
+    report()
+    save(args.dir + "/final.pt", target=target.state_dict(), draft=draft.state_dict())
+
+
 def main():
     p = argparse.ArgumentParser()
     p.add_argument("--dir", required=True)
     p.add_argument("--minutes", type=float, default=65)
     p.add_argument("--resume", action="store_true")
+    p.add_argument("--distill", type=float, default=0)
     p.add_argument("--threads", type=int, default=2)
     args = p.parse_args()
     torch.manual_seed(1)
     torch.set_num_threads(args.threads)
     torch.set_flush_denormal(True)
-    train(args)
+    if args.distill:
+        distill(args)
+    else:
+        train(args)
 
 
 if __name__ == "__main__":
