@@ -8,8 +8,6 @@
 #include "moge/engine.h"
 #include "server/schedule/sched.h"
 
-struct moge_metrics; /* server/metrics.h */
-
 struct moge_step {
     /* ---- constant after init ---- */
     struct moge_sched *sched;
@@ -17,10 +15,15 @@ struct moge_step {
     struct moge_draft *draft;
     struct moge_engine *engine;
     struct moge_accept *accept;
-    struct moge_metrics *metrics;
-    int64_t (*now_ns)(void);
+    int64_t (*now_ns)(void); /* monotonic; injected, so that simulations own time */
+    /* Called after every step that had work, with the measurements below; metrics live there.  May
+     * be NULL. */
+    void (*measured)(void *arg, const struct moge_step *step);
+    void *measured_arg;
     /* ---- engine thread ---- */
     struct moge_batch batch;
+    int64_t forward_ns; /* the last step's forward alone */
+    int64_t step_ns;    /* the last step, all six calls */
     /* ---- shared ---- */
     atomic_int stop; /* main sets: 0 run, 1 finish what is there, 2 abort what is there (relaxed) */
     _Atomic int64_t

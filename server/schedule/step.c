@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "server/schedule/step.h"
+
+/* How long the engine thread sleeps before it looks at deadlines again. */
+#define IDLE_WAIT_US    1000000
+#define STALLED_WAIT_US 20000
+
+static int forward_timed(struct moge_step *step) {
+    int64_t begin_ns = step->now_ns();
+    int rc = moge_engine_forward(step->engine, &step->batch);
+    step->forward_ns = step->now_ns() - begin_ns;
+    return rc;
+}
+
+int moge_step_run(struct moge_step *step) {
+    struct moge_batch *batch = &step->batch;
+    int64_t begin_ns = step->now_ns();
+    moge_sched_admit(step->sched, step->queue, begin_ns / 1000); /* requests take pages, or wait */
+    moge_sched_plan(step->sched, batch); /* rows: decode, prefill chunks   */
+    if (batch->n_spans == 0)
+        return 0;                           /* everybody waits for a reader   */
+    moge_draft_propose(step->draft, batch); /* guesses follow each decode row */
+    int rc = forward_timed(step);           /* logits of every row; KV grows  */
+    if (rc == 0)
+        moge_accept_batch(step->accept, batch); /* agreeing guesses, plus one     */
+    int64_t end_ns = step->now_ns();
+    moge_sched_commit(step->sched, batch, rc, end_ns / 1000); /* tokens out, KV cut, retire     */
+    moge_draft_observe(step->draft, batch, step->forward_ns);
+    step->step_ns = step->now_ns() - begin_ns;
+    if (step->measured)
+        step->measured(step->measured_arg, step);
+    return rc;
+}
+
+static void beat(struct moge_step *step) {
+    atomic_store_explicit(&step->beat_us, step->now_ns() / 1000, memory_order_relaxed);
+}
+
+void *moge_step_loop(void *arg) {
+    struct moge_step *step = arg;
+    for (;;) {
+        beat(step);
+        int stop = atomic_load_explicit(&step->stop, memory_order_relaxed);
+        if (stop == 2)
+            moge_sched_abort(step->sched, step->queue, MOGE_FINISH_SHUTDOWN, step->now_ns() / 1000);
+        moge_step_run(step); /* a failed forward has already been told to its requests */
+        bool idle = moge_sched_idle(step->sched);
+        if (idle)
+            moge_sched_check(step->sched);
+        if (idle && stop && moge_queue_len(step->queue) == 0)
+            return NULL;
+        if (step->batch.n_spans == 0)
+            moge_queue_wait(step->queue, idle ? IDLE_WAIT_US : STALLED_WAIT_US);
+    }
+}

@@ -1,0 +1,524 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The scheduler against a world made from a seed: random arrivals, prompts, lengths, priorities,
+ * cancels, deadlines, slow readers and page famine.  Engine, drafter and tokenizer are fakes that
+ * remember everything:
+ *
+ *   - the fake engine keeps, for every page and offset, a hash of the whole history up to that
+ * position, and checks that every earlier position of a span holds the hash of *this* history: a
+ * page that was lost, reused too early or not truncated is seen at once;
+ *   - the next token is a function of the history's hash, so each request's output is known
+ * beforehand.
+ *
+ * Invariants, each step: pages conserved, lists sound, no allocation; per request: the right tokens
+ * in order, cancel reaped by the next step, everybody finishes.  Usage: sched_sim [n_seeds
+ * [first_seed]]. */
+#include "tests/test.h"
+
+#include <stdbool.h>
+
+#include "engine/kv.c"
+#include "server/schedule/queue.c"
+#include "server/schedule/req.c"
+#include "server/schedule/sched.c"
+#include "server/schedule/step.c"
+#include "server/schedule/text.c"
+
+enum {
+    VOCAB = 50,
+    EOS = 1,
+    CONTEXT = 192,
+    ROWS_MAX = 64,
+    SLOTS_MAX = 8,
+    N_REQS = 24,
+    PAGES_MAX = 64
+};
+
+/* ---- allocation counter ---- */
+
+void *__real_malloc(size_t n);
+void *__real_calloc(size_t n, size_t size);
+void *__real_realloc(void *p, size_t n);
+void *__wrap_malloc(size_t n);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_realloc(void *p, size_t n);
+static int64_t n_allocations;
+void *__wrap_malloc(size_t n) {
+    n_allocations++;
+    return __real_malloc(n);
+}
+void *__wrap_calloc(size_t n, size_t size) {
+    n_allocations++;
+    return __real_calloc(n, size);
+}
+void *__wrap_realloc(void *p, size_t n) {
+    n_allocations++;
+    return __real_realloc(p, n);
+}
+
+/* ---- the fake world behind the contracts ---- */
+
+struct moge_engine {
+    uint64_t kv[PAGES_MAX][MOGE_PAGE_TOKENS]; /* hash of the history that ends at this position */
+    bool broken;
+};
+
+struct moge_draft {
+    struct test_rng rng;
+    int accuracy; /* guesses right in 100 */
+};
+
+static uint64_t history_step(uint64_t hash, int32_t token) {
+    struct test_rng rng = {hash ^ (uint64_t)token * 0x2545f4914f6cdd1du};
+    return test_u64(&rng);
+}
+
+static int32_t next_token(uint64_t hash) {
+    return hash % 97 == 0 ? EOS : (int32_t)(2 + hash % (VOCAB - 2));
+}
+
+int moge_engine_forward(struct moge_engine *engine, struct moge_batch *batch) {
+    if (engine->broken)
+        return MOGE_INTERNAL;
+    MOGE_ASSERT(moge_batch_rows(batch) <= ROWS_MAX);
+    int32_t n_logits = 0;
+    for (int32_t i = 0; i < batch->n_spans; i++) {
+        struct moge_span *span = &batch->spans[i];
+        uint64_t hash = 1;
+        for (int32_t p = 0; p < span->pos + span->n_rows; p++) {
+            hash = history_step(hash, span->tokens[p]);
+            uint64_t *cell = &engine->kv[span->pages[p / MOGE_PAGE_TOKENS]][p % MOGE_PAGE_TOKENS];
+            if (p < span->pos)
+                MOGE_ASSERT(*cell ==
+                            hash); /* what was computed before is this history, still in place */
+            *cell = hash;
+        }
+        span->logits_row = n_logits;
+        n_logits += span->n_logits;
+    }
+    return 0;
+}
+
+void moge_draft_forget(struct moge_draft *draft, int32_t slot) {
+    (void)draft;
+    (void)slot;
+}
+
+void moge_draft_observe(struct moge_draft *draft, const struct moge_batch *batch,
+                        int64_t forward_ns) {
+    (void)draft;
+    (void)batch;
+    (void)forward_ns;
+}
+
+void moge_draft_propose(struct moge_draft *draft, struct moge_batch *batch) {
+    int32_t n_free = ROWS_MAX - moge_batch_rows(batch);
+    for (int32_t i = 0; i < batch->n_spans; i++) {
+        struct moge_span *span = &batch->spans[i];
+        int32_t n_max = span->guess_max < n_free ? span->guess_max : n_free;
+        if (n_max <= 0)
+            continue;
+        span->n_guess = test_below(&draft->rng, n_max + 1);
+        uint64_t hash = 1;
+        for (int32_t p = 0; p < span->n_known; p++)
+            hash = history_step(hash, span->tokens[p]);
+        for (int32_t g = 0; g < span->n_guess; g++) {
+            bool right = test_below(&draft->rng, 100) < draft->accuracy;
+            int32_t id = right ? next_token(hash) : test_below(&draft->rng, VOCAB);
+            span->tokens[span->n_known + g] = id;
+            hash = history_step(hash, id);
+        }
+        span->n_rows += span->n_guess;
+        span->n_logits += span->n_guess;
+        n_free -= span->n_guess;
+    }
+}
+
+void moge_accept_batch(struct moge_accept *accept, struct moge_batch *batch) {
+    (void)accept;
+    for (int32_t i = 0; i < batch->n_spans; i++) {
+        struct moge_span *span = &batch->spans[i];
+        uint64_t hash = 1;
+        for (int32_t p = 0; p < span->n_known; p++)
+            hash = history_step(hash, span->tokens[p]);
+        while (span->n_logits > 0) {
+            int32_t id = next_token(hash), at = span->n_known + span->n_out++;
+            bool agreed = span->n_out <= span->n_guess && span->tokens[at] == id;
+            span->tokens[at] = id;
+            hash = history_step(hash, id);
+            if (!agreed)
+                break;
+            span->n_accepted++;
+        }
+    }
+}
+
+size_t moge_tokenizer_push_max(const struct moge_tokenizer *tok) {
+    (void)tok;
+    return 8;
+}
+
+void moge_detok_init(struct moge_detok *detok, const struct moge_tokenizer *tok, bool continues) {
+    (void)tok;
+    (void)continues;
+    *detok = (struct moge_detok){0};
+}
+
+static const char *piece_of(int32_t id) {
+    static const char *const pieces[] = {"a", "b", "ab", "c", "bc", "abc", "", "d"};
+    return id == EOS ? "" : pieces[id % 8];
+}
+
+size_t moge_detok_push(struct moge_detok *detok, int32_t id, char *out) {
+    (void)detok;
+    size_t len = strlen(piece_of(id));
+    memcpy(out, piece_of(id), len);
+    return len;
+}
+
+size_t moge_detok_finish(struct moge_detok *detok, char *out) {
+    (void)detok;
+    (void)out;
+    return 0;
+}
+
+struct moge_sample_params moge_sample_params_default(void) {
+    return (struct moge_sample_params){.n_logprobs = -1};
+}
+
+/* ---- one seeded life ---- */
+
+struct client {
+    struct moge_req *req;
+    int32_t expected[CONTEXT]; /* tokens that must come, in order */
+    int32_t n_expected;
+    enum moge_finish expected_finish;
+    char expected_text[4 * CONTEXT], text[4 * CONTEXT];
+    size_t text_len;
+    int32_t n_got;
+    int patience;        /* reads a token in patience of 8 steps: 0 never while slow */
+    int64_t cancel_step; /* -1: never */
+    bool submitted, cancelled, done, expired;
+};
+
+struct world {
+    uint64_t seed;
+    struct test_rng rng;
+    struct moge_engine engine;
+    struct moge_draft draft;
+    struct moge_kv *kv;
+    struct moge_reqs *reqs;
+    struct moge_queue *queue;
+    struct moge_sched *sched;
+    struct moge_step step;
+    struct moge_span spans[SLOTS_MAX];
+    struct client clients[N_REQS];
+};
+
+/* What the lives have met, so that a world too kind to prove anything is noticed. */
+static int64_t n_finished[MOGE_FINISH_ERROR + 1], n_preempted, n_accepted, n_by_string;
+
+static int64_t now_us;
+static int64_t fake_now_ns(void) {
+    return now_us * 1000;
+}
+
+static bool stops_here(const struct moge_req *req, const char *text, size_t *cut) {
+    size_t best = SIZE_MAX;
+    for (int32_t i = 0; i < req->n_stop_strings; i++) {
+        const char *found = strstr(text, req->stop_strings[i]);
+        if (!found)
+            continue;
+        size_t at = (size_t)(found - text);
+        if (at < best)
+            best = at;
+    }
+    *cut = best;
+    return best != SIZE_MAX;
+}
+
+/* The whole output of a request, from the definition alone. */
+static void expect(struct client *c) {
+    const struct moge_req *req = c->req;
+    uint64_t hash = 1;
+    for (int32_t p = 0; p < req->n_prompt; p++)
+        hash = history_step(hash, req->tokens[p]);
+    c->expected_finish = MOGE_FINISH_LENGTH;
+    while (c->n_expected < req->max_tokens && req->n_prompt + c->n_expected < CONTEXT) {
+        int32_t id = next_token(hash);
+        hash = history_step(hash, id);
+        c->expected[c->n_expected++] = id;
+        strcat(c->expected_text, piece_of(id));
+        size_t cut;
+        if (stops_here(req, c->expected_text, &cut))
+            c->expected_text[cut] = 0;
+        else if (id != EOS)
+            continue;
+        c->expected_finish = MOGE_FINISH_STOP;
+        return;
+    }
+}
+
+static void client_submit(struct world *w, struct client *c) {
+    struct moge_req *req = moge_reqs_take(w->reqs);
+    if (!req)
+        return;
+    c->req = req;
+    req->n_prompt = 1 + test_below(&w->rng, test_below(&w->rng, 2) ? 10 : CONTEXT - 2);
+    for (int32_t i = 0; i < req->n_prompt; i++)
+        req->tokens[i] = test_below(&w->rng, VOCAB);
+    req->max_tokens = 1 + test_below(&w->rng, 60);
+    req->spec_mode = test_below(&w->rng, 4) ? MOGE_SPEC_AUTO : MOGE_SPEC_OFF;
+    req->priority = test_below(&w->rng, 10) == 0;
+    req->stop_ids[0] = EOS;
+    req->sample.n_stop_ids = 1;
+    req->submitted_us = now_us;
+    if (test_below(&w->rng, 3) == 0) {
+        static const char *const stops[] = {"abcabcd", "ddd", "cbcab"};
+        req->n_stop_strings = 1 + test_below(&w->rng, 3);
+        for (int32_t i = 0; i < req->n_stop_strings; i++) {
+            strcpy(req->stop_strings[i], stops[i]);
+            req->stop_string_len[i] = (uint16_t)strlen(stops[i]);
+        }
+    }
+    if (test_below(&w->rng, 8) == 0)
+        req->deadline_us = now_us + 1000 * test_below(&w->rng, 40);
+    c->cancel_step = test_below(&w->rng, 6) == 0 ? test_below(&w->rng, 30) : -1;
+    c->patience = test_below(&w->rng, 5) == 0 ? 1 : 8;
+    expect(c);
+    struct moge_err err;
+    int rc = moge_queue_submit(w->queue, req, &err);
+    if (rc == 0) {
+        c->submitted = true;
+        return;
+    }
+    assert_int_equal(rc, MOGE_LIMIT);
+    moge_req_release(w->reqs, req); /* refused: try again later with another one */
+    memset(c, 0, sizeof *c);
+}
+
+static void client_read(struct client *c, int32_t n_max) {
+    static char text[MOGE_RING_TEXT_BYTES];
+    struct moge_token_out token;
+    size_t len;
+    while (n_max-- > 0 && moge_req_pop(c->req, &token, text, &len)) {
+        memcpy(c->text + c->text_len, text, len);
+        c->text_len += len;
+        if (token.id < 0)
+            continue;
+        assert_true(c->n_got < c->n_expected);
+        assert_int_equal(token.id, c->expected[c->n_got]);
+        c->n_got++;
+    }
+}
+
+static void client_finish(struct world *w, struct client *c, enum moge_finish finish) {
+    client_read(c, INT32_MAX);
+    c->text[c->text_len] = 0;
+    if (finish == MOGE_FINISH_CANCELLED) {
+        assert_true(c->cancelled);
+    } else if (finish == MOGE_FINISH_DEADLINE) {
+        assert_true(now_us >= c->req->deadline_us);
+    } else {
+        assert_int_equal(finish, c->expected_finish);
+        assert_int_equal(c->n_got, c->n_expected);
+        assert_string_equal(c->text, c->expected_text);
+        assert_int_equal(c->req->usage.n_output, c->n_expected);
+    }
+    /* Cut off in the middle, the text may go on with what was held back: the beginning of a stop
+     * string. */
+    size_t n_common =
+        strlen(c->expected_text) < c->text_len ? strlen(c->expected_text) : c->text_len;
+    assert_memory_equal(c->text, c->expected_text, n_common);
+    n_finished[finish]++;
+    n_preempted += c->req->usage.n_preempted;
+    n_accepted += c->req->usage.n_accepted;
+    n_by_string += c->req->stop_string >= 0;
+    moge_req_release(w->reqs, c->req);
+    c->done = true;
+}
+
+/* One step of a client's life; the engine's step has just run. */
+static void client_turn(struct world *w, struct client *c) {
+    if (!c->submitted) {
+        if (test_below(&w->rng, 6) == 0)
+            client_submit(w, c);
+        return;
+    }
+    if (c->done)
+        return;
+    int finish = atomic_load_explicit(&c->req->finish, memory_order_acquire);
+    if (finish != MOGE_FINISH_NONE) {
+        client_finish(w, c, (enum moge_finish)finish);
+        return;
+    }
+    assert_false(c->cancelled); /* a step has passed since the flag was set */
+    assert_false(c->expired);
+    c->expired = now_us >= c->req->deadline_us;
+    if (c->cancel_step >= 0 && c->cancel_step-- == 0) {
+        atomic_store(&c->req->cancelled, true);
+        c->cancelled = true;
+    }
+    if (test_below(&w->rng, 8) < c->patience)
+        client_read(c, c->patience == 8 ? INT32_MAX : 3);
+}
+
+static void world_open(struct world *w, uint64_t seed) {
+    memset(w, 0, sizeof *w);
+    struct moge_err err;
+    w->seed = seed;
+    w->rng = test_rng_init(seed);
+    w->draft = (struct moge_draft){test_rng_init(seed + 1), test_below(&w->rng, 101)};
+    struct moge_kv_options kv = {CONTEXT / MOGE_PAGE_TOKENS + test_below(&w->rng, 40), SLOTS_MAX,
+                                 CONTEXT / MOGE_PAGE_TOKENS};
+    TEST_OK(moge_kv_new(&w->kv, &kv, &err), err);
+    TEST_OK(moge_reqs_new(&w->reqs, N_REQS, CONTEXT, &err), err);
+    struct moge_queue_options queue = {4 + test_below(&w->rng, 20), 4 * CONTEXT};
+    TEST_OK(moge_queue_new(&w->queue, &queue, &err), err);
+    struct moge_sched_options sched = {
+        .kv = w->kv,
+        .reqs = w->reqs,
+        .draft = &w->draft,
+        .n_running_max = 1 + test_below(&w->rng, SLOTS_MAX),
+        .step_rows_max = 8 + test_below(&w->rng, ROWS_MAX - 8 + 1),
+        .prefill_chunk_max = 1 + test_below(&w->rng, 64),
+        .n_context = CONTEXT,
+    };
+    TEST_OK(moge_sched_new(&w->sched, &sched, &err), err);
+    w->step = (struct moge_step){
+        .sched = w->sched,
+        .queue = w->queue,
+        .draft = &w->draft,
+        .engine = &w->engine,
+        .now_ns = fake_now_ns,
+        .batch = {.spans = w->spans, .n_spans_cap = SLOTS_MAX, .n_rows_cap = ROWS_MAX}};
+}
+
+static void world_close(struct world *w) {
+    assert_true(moge_sched_idle(w->sched));
+    assert_int_equal(moge_queue_len(w->queue), 0);
+    assert_int_equal(moge_kv_pages_free(w->kv), moge_kv_pages_total(w->kv));
+    for (int i = 0; i < N_REQS; i++)
+        assert_non_null(moge_reqs_take(w->reqs)); /* none leaked */
+    moge_sched_free(w->sched);
+    moge_queue_free(w->queue);
+    moge_reqs_free(w->reqs);
+    moge_kv_free(w->kv);
+}
+
+static void life(uint64_t seed) {
+    static struct world world;
+    struct world *w = &world;
+    world_open(w, seed);
+    now_us = 0;
+    bool all_done = false;
+    for (int step = 0; !all_done; step++) {
+        assert_true(step < 20000); /* nobody starves */
+        int64_t before = n_allocations;
+        int rc = moge_step_run(&w->step);
+        assert_int_equal(rc, 0);
+        assert_int_equal(n_allocations, before);
+        moge_sched_check(w->sched);
+        now_us += 1000;
+        all_done = true;
+        for (int i = 0; i < N_REQS; i++) {
+            client_turn(w, &w->clients[i]);
+            all_done = all_done && w->clients[i].done;
+        }
+    }
+    world_close(w);
+}
+
+static uint64_t n_seeds = 2000, first_seed = 1, current_seed;
+
+static void seeded_lives(void **state) {
+    (void)state;
+    for (uint64_t i = 0; i < n_seeds; i++) {
+        current_seed = first_seed + i;
+        life(current_seed);
+    }
+    current_seed = 0;
+    print_message(
+        "finished: stop %lld (by string %lld) length %lld cancelled %lld deadline %lld; preempted "
+        "%lld; "
+        "guesses accepted %lld\n",
+        (long long)n_finished[MOGE_FINISH_STOP], (long long)n_by_string,
+        (long long)n_finished[MOGE_FINISH_LENGTH], (long long)n_finished[MOGE_FINISH_CANCELLED],
+        (long long)n_finished[MOGE_FINISH_DEADLINE], (long long)n_preempted, (long long)n_accepted);
+    if (n_seeds < 100)
+        return;
+    assert_true(n_finished[MOGE_FINISH_STOP] && n_by_string && n_finished[MOGE_FINISH_LENGTH]);
+    assert_true(n_finished[MOGE_FINISH_CANCELLED] && n_finished[MOGE_FINISH_DEADLINE]);
+    assert_true(n_preempted && n_accepted);
+}
+
+static int seed_tell(void **state) {
+    (void)state;
+    if (current_seed)
+        print_error("failing seed: %llu (sched_sim 1 %llu)\n", (unsigned long long)current_seed,
+                    (unsigned long long)current_seed);
+    return 0;
+}
+
+/* A forward that fails ends the requests of that step with an error and leaves nothing behind. */
+static void failed_forward_is_told_and_survived(void **state) {
+    (void)state;
+    static struct world w;
+    world_open(&w, 7);
+    struct client *c = &w.clients[0];
+    while (!c->submitted)
+        client_submit(&w, c);
+    c->req->deadline_us = INT64_MAX;
+    w.engine.broken = true;
+    assert_int_equal(moge_step_run(&w.step), MOGE_INTERNAL);
+    assert_int_equal(atomic_load(&c->req->finish), MOGE_FINISH_ERROR);
+    assert_non_null(strstr(c->req->err.text, "engine failed"));
+    moge_req_release(w.reqs, c->req);
+    world_close(&w);
+}
+
+static void abort_ends_waiting_and_running(void **state) {
+    (void)state;
+    static struct world w;
+    world_open(&w, 11);
+    int n = 0;
+    for (int i = 0; i < N_REQS; i++) {
+        client_submit(&w, &w.clients[i]);
+        n += w.clients[i].submitted;
+    }
+    assert_true(n > 1);
+    moge_step_run(&w.step);
+    moge_sched_abort(w.sched, w.queue, MOGE_FINISH_SHUTDOWN, 5);
+    for (int i = 0; i < N_REQS; i++)
+        if (w.clients[i].submitted) {
+            assert_true(atomic_load(&w.clients[i].req->finish) != MOGE_FINISH_NONE);
+            moge_req_release(w.reqs, w.clients[i].req);
+        }
+    world_close(&w);
+}
+
+static void too_small_a_cache_is_refused(void **state) {
+    (void)state;
+    struct moge_kv *kv;
+    struct moge_err err = {0};
+    TEST_OK(moge_kv_new(&kv, &(struct moge_kv_options){3, 2, 12}, &err), err);
+    struct moge_sched *sched = NULL;
+    struct moge_sched_options options = {
+        .kv = kv, .n_running_max = 1, .step_rows_max = 8, .n_context = CONTEXT};
+    assert_int_equal(moge_sched_new(&sched, &options, &err), MOGE_INVALID);
+    assert_non_null(strstr(err.text, "raise kv-memory"));
+    moge_kv_free(kv);
+}
+
+int main(int argc, char **argv) {
+    if (getenv("MOGE_LONG"))
+        n_seeds = 100000;
+    if (argc > 1)
+        n_seeds = strtoull(argv[1], NULL, 10);
+    if (argc > 2)
+        first_seed = strtoull(argv[2], NULL, 10);
+    const struct CMUnitTest tests[] = {cmocka_unit_test_teardown(seeded_lives, seed_tell),
+                                       cmocka_unit_test(failed_forward_is_told_and_survived),
+                                       cmocka_unit_test(abort_ends_waiting_and_running),
+                                       cmocka_unit_test(too_small_a_cache_is_refused)};
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
