@@ -21,6 +21,9 @@ struct moge_drafter_ops {
      * n_guess <= want[i].  Must not touch anything else of the span.  Spans with want 0 cost
      * nothing. */
     void (*guess)(void *self, struct moge_span *const *spans, const int32_t *want, int32_t n_spans);
+    /* Positions of the span's history that the first guess would have to catch up with; the policy
+     * prices it in.  NULL: never any. */
+    int32_t (*debt)(void *self, const struct moge_span *span);
     /* The sequence in this slot is gone (finished, preempted): drop what is known about it. */
     void (*forget)(void *self, int32_t slot);
     void (*free)(void *self);
