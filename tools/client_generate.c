@@ -1,0 +1,223 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "tools/client_generate.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include "moge/v1/moge.pb-c.h"
+
+/* ---- Generate ---- */
+
+struct stream {
+    moge_client_delta_fn *on_delta;
+    void *arg;
+    struct moge_client_finish finish;
+    bool finished;
+};
+
+static const char *reason_name(Moge__V1__Finish__Reason reason) {
+    switch (reason) {
+    case MOGE__V1__FINISH__REASON__REASON_STOP:
+        return "stop";
+    case MOGE__V1__FINISH__REASON__REASON_LENGTH:
+        return "length";
+    case MOGE__V1__FINISH__REASON__REASON_ABORTED:
+        return "aborted";
+    default:
+        return "unknown";
+    }
+}
+
+static void finish_read(struct moge_client_finish *out, const Moge__V1__Finish *in) {
+    *out = (struct moge_client_finish){.reason = reason_name(in->reason), .seed = in->seed};
+    if (in->usage != NULL) {
+        out->n_prompt = in->usage->prompt_tokens;
+        out->n_output = in->usage->output_tokens;
+    }
+    if (in->timings != NULL) {
+        out->queue_us = in->timings->queue_us;
+        out->prefill_us = in->timings->prefill_us;
+        out->decode_us = in->timings->decode_us;
+    }
+    const Moge__V1__Guesses *guesses = in->guesses;
+    if (guesses == NULL)
+        return;
+    out->n_offered = guesses->offered;
+    out->n_accepted = guesses->accepted;
+    size_t n = guesses->n_offered_by_position;
+    if (n > guesses->n_accepted_by_position)
+        n = guesses->n_accepted_by_position;
+    if (n > MOGE_DRAFT_LEN_MAX)
+        n = MOGE_DRAFT_LEN_MAX;
+    out->n_positions = (int32_t)n;
+    for (size_t i = 0; i < n; i++) {
+        out->offered_at[i] = guesses->offered_by_position[i];
+        out->accepted_at[i] = guesses->accepted_by_position[i];
+    }
+}
+
+static int response_take(void *arg, const void *data, size_t len, struct moge_err *err) {
+    struct stream *stream = arg;
+    Moge__V1__GenerateResponse *response = moge__v1__generate_response__unpack(NULL, len, data);
+    if (response == NULL)
+        return moge_fail(err, MOGE_INTERNAL, "The server sent a message that cannot be read.");
+    int rc = stream->on_delta(stream->arg, (const char *)response->text.data, response->text.len,
+                              response->token_ids, response->n_token_ids, err);
+    if (rc == 0 && response->finish != NULL) {
+        finish_read(&stream->finish, response->finish);
+        stream->finished = true;
+    }
+    moge__v1__generate_response__free_unpacked(response, NULL);
+    return rc;
+}
+
+static void sampling_fill(Moge__V1__Sampling *sampling, const struct moge_client_request *request) {
+    if (request->has_temperature) {
+        sampling->_temperature_case = MOGE__V1__SAMPLING___TEMPERATURE_TEMPERATURE;
+        sampling->temperature = request->temperature;
+    }
+    if (request->has_top_p) {
+        sampling->_top_p_case = MOGE__V1__SAMPLING___TOP_P_TOP_P;
+        sampling->top_p = request->top_p;
+    }
+    if (request->has_seed) {
+        sampling->_seed_case = MOGE__V1__SAMPLING___SEED_SEED;
+        sampling->seed = request->seed;
+    }
+}
+
+static void speculation_fill(Moge__V1__Speculation *speculation,
+                             const struct moge_client_request *request) {
+    if (!request->has_speculation)
+        return;
+    switch (request->spec_mode) {
+    case MOGE_SPEC_OFF:
+        speculation->mode = MOGE__V1__SPECULATION__MODE__MODE_OFF;
+        break;
+    case MOGE_SPEC_AUTO:
+        speculation->mode = MOGE__V1__SPECULATION__MODE__MODE_AUTO;
+        break;
+    case MOGE_SPEC_FIXED:
+        speculation->mode = MOGE__V1__SPECULATION__MODE__MODE_FIXED;
+        speculation->_length_case = MOGE__V1__SPECULATION___LENGTH_LENGTH;
+        speculation->length = request->spec_len;
+        break;
+    }
+}
+
+/* The packed request, to be freed by the caller, or NULL when memory is short. */
+static uint8_t *request_pack(const struct moge_client_request *request, size_t *len) {
+    Moge__V1__Sampling sampling = MOGE__V1__SAMPLING__INIT;
+    Moge__V1__Stopping stopping = MOGE__V1__STOPPING__INIT;
+    Moge__V1__Speculation speculation = MOGE__V1__SPECULATION__INIT;
+    Moge__V1__GenerateRequest message = MOGE__V1__GENERATE_REQUEST__INIT;
+    ProtobufCBinaryData stops[MOGE_CLIENT_STOPS_MAX];
+
+    sampling_fill(&sampling, request);
+    speculation_fill(&speculation, request);
+    stopping.ignore_eos = request->ignore_eos;
+    if (request->has_max_tokens) {
+        stopping._max_tokens_case = MOGE__V1__STOPPING___MAX_TOKENS_MAX_TOKENS;
+        stopping.max_tokens = request->max_tokens;
+    }
+    for (int i = 0; i < request->n_stops; i++) {
+        const char *stop = request->stops[i];
+        stops[i] = (ProtobufCBinaryData){strlen(stop), (uint8_t *)(uintptr_t)stop};
+    }
+    stopping.n_stop = (size_t)request->n_stops;
+    stopping.stop = stops;
+    message.prompt_case = MOGE__V1__GENERATE_REQUEST__PROMPT_TEXT;
+    message.text =
+        (ProtobufCBinaryData){request->prompt_len, (uint8_t *)(uintptr_t)request->prompt};
+    message.parse_special = request->parse_special;
+    message.sampling = &sampling;
+    message.stopping = &stopping;
+    message.speculation = &speculation;
+
+    *len = moge__v1__generate_request__get_packed_size(&message);
+    uint8_t *packed = malloc(*len);
+    if (packed != NULL)
+        moge__v1__generate_request__pack(&message, packed);
+    return packed;
+}
+
+int moge_client_generate(struct moge_client *client, const struct moge_client_request *request,
+                         moge_client_delta_fn *on_delta, void *arg,
+                         struct moge_client_finish *finish, struct moge_err *err) {
+    size_t len;
+    uint8_t *packed = request_pack(request, &len);
+    if (packed == NULL)
+        return moge_fail(err, MOGE_NOMEM, "Out of memory.");
+    struct stream stream = {.on_delta = on_delta, .arg = arg};
+    struct moge_client_call call = {.method = "/moge.v1.Moge/Generate",
+                                    .request = packed,
+                                    .request_len = len,
+                                    .timeout_us = request->timeout_us,
+                                    .cancelled = request->cancelled,
+                                    .on_message = response_take,
+                                    .arg = &stream};
+    int rc = moge_client_call(client, &call, err);
+    free(packed);
+    if (rc != 0)
+        return rc;
+    if (!stream.finished)
+        return moge_fail(err, MOGE_INTERNAL, "The server ended the stream without a last message.");
+    *finish = stream.finish;
+    return 0;
+}
+
+/* ---- GetModelInfo ---- */
+
+static void text_read(char *out, size_t cap, const ProtobufCBinaryData *in) {
+    snprintf(out, cap, "%.*s", (int)in->len, in->len > 0 ? (const char *)in->data : "");
+}
+
+static void model_read(struct moge_client_model *out, const Moge__V1__Model *in) {
+    if (in == NULL)
+        return;
+    text_read(out->name, sizeof out->name, &in->name);
+    text_read(out->architecture, sizeof out->architecture, &in->architecture);
+    text_read(out->weights, sizeof out->weights, &in->weights);
+    out->n_params = in->parameters;
+    out->n_params_active = in->parameters_active;
+    out->weight_bytes = in->weight_bytes;
+    out->n_layers = in->layers;
+    out->n_experts = in->experts;
+    out->n_experts_used = in->experts_used;
+    out->n_groups = in->expert_groups;
+    out->n_vocab = in->vocabulary;
+}
+
+static int info_take(void *arg, const void *data, size_t len, struct moge_err *err) {
+    struct moge_client_info *out = arg;
+    Moge__V1__GetModelInfoResponse *in = moge__v1__get_model_info_response__unpack(NULL, len, data);
+    if (in == NULL)
+        return moge_fail(err, MOGE_INTERNAL, "The server sent a message that cannot be read.");
+    model_read(&out->target, in->target);
+    model_read(&out->draft, in->draft);
+    if (in->server != NULL) {
+        text_read(out->version, sizeof out->version, &in->server->version);
+        text_read(out->isa, sizeof out->isa, &in->server->isa);
+        text_read(out->drafter, sizeof out->drafter, &in->server->drafter);
+        out->n_threads = in->server->threads;
+        out->n_context = in->server->context;
+        out->n_running_max = in->server->max_running;
+        out->n_kv_tokens = in->server->kv_tokens;
+    }
+    moge__v1__get_model_info_response__free_unpacked(in, NULL);
+    return 0;
+}
+
+int moge_client_info(struct moge_client *client, int64_t timeout_us, struct moge_client_info *info,
+                     struct moge_err *err) {
+    struct moge_client_info read = {0};
+    struct moge_client_call call = {.method = "/moge.v1.Moge/GetModelInfo",
+                                    .request = "",
+                                    .timeout_us = timeout_us,
+                                    .on_message = info_take,
+                                    .arg = &read};
+    int rc = moge_client_call(client, &call, err);
+    if (rc == 0)
+        *info = read;
+    return rc;
+}

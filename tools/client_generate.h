@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Our protocol, seen from a client: requests and answers as plain structs.  Any thread. */
+#ifndef MOGE_CLIENT_GENERATE_H
+#define MOGE_CLIENT_GENERATE_H
+
+#include <stdbool.h>
+#include "moge/batch.h"
+#include "tools/client.h"
+
+#define MOGE_CLIENT_STOPS_MAX 16
+
+/* Unset fields (has_x false, n_x 0) leave the choice to the daemon. */
+struct moge_client_request {
+    const char *prompt; /* [prompt_len] UTF-8, NULs allowed */
+    size_t prompt_len;
+    bool parse_special; /* the prompt may spell control tokens */
+    bool has_max_tokens, has_temperature, has_top_p, has_seed, has_speculation;
+    int32_t max_tokens;
+    float temperature, top_p;
+    uint64_t seed;
+    int n_stops;
+    const char *stops[MOGE_CLIENT_STOPS_MAX];
+    enum moge_spec_mode spec_mode;
+    int32_t spec_len;             /* MOGE_SPEC_FIXED */
+    bool ignore_eos;              /* go on after the end of the text */
+    int64_t timeout_us;           /* 0: none */
+    const atomic_bool *cancelled; /* may be NULL */
+};
+
+/* What the last message of a stream says. */
+struct moge_client_finish {
+    const char *reason; /* "stop", "length", "aborted" or "unknown"; a constant */
+    int32_t n_prompt, n_output;
+    int64_t queue_us, prefill_us, decode_us;
+    int32_t n_offered, n_accepted; /* guesses */
+    int32_t n_positions;           /* entries of the two below */
+    int32_t offered_at[MOGE_DRAFT_LEN_MAX], accepted_at[MOGE_DRAFT_LEN_MAX];
+    uint64_t seed;
+};
+
+/* New tokens and their text, borrowed for the call.  Non-zero cancels the stream. */
+typedef int moge_client_delta_fn(void *arg, const char *text, size_t text_len, const uint32_t *ids,
+                                 size_t n_ids, struct moge_err *err);
+
+/* Streams one continuation; *finish is filled on success.  MOGE_INTERNAL when the server ends the
+ * stream without a last message. */
+int moge_client_generate(struct moge_client *client, const struct moge_client_request *request,
+                         moge_client_delta_fn *on_delta, void *arg,
+                         struct moge_client_finish *finish, struct moge_err *err);
+
+/* What is served, in the words of the server; cut to fit. */
+struct moge_client_model {
+    char name[64], architecture[32], weights[16];
+    int64_t n_params, n_params_active, weight_bytes;
+    int32_t n_layers, n_experts, n_experts_used, n_groups, n_vocab;
+};
+struct moge_client_info {
+    struct moge_client_model target, draft; /* draft.name is empty when there is none */
+    char version[32], isa[16], drafter[16];
+    int32_t n_threads, n_context, n_running_max;
+    int64_t n_kv_tokens;
+};
+int moge_client_info(struct moge_client *client, int64_t timeout_us, struct moge_client_info *info,
+                     struct moge_err *err);
+
+#endif
