@@ -206,6 +206,8 @@ static int exchange_result(const struct exchange *x, const char *address, struct
     if (x->status == GRPC_STATUS_UNAVAILABLE && len >= 17 &&
         memcmp(details, "failed to connect", 17) == 0)
         return moge_fail(err, MOGE_IO, "Nobody answers at %s: is moged running there?", address);
+    if (x->status == GRPC_STATUS_DEADLINE_EXCEEDED)
+        return moge_fail(err, MOGE_DEADLINE, "The time for the request ran out.");
     return moge_fail(err, code_of(x->status), "%.*s", len, details);
 }
 

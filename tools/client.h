@@ -10,6 +10,9 @@
 #include <stdint.h>
 #include "moge/err.h"
 
+/* Where moged listens unless it is told otherwise. */
+#define MOGE_DEFAULT_ADDRESS "unix:/run/moged/moged.sock"
+
 struct moge_client;
 
 /* address: unix:/path, /path or host:port.  Connects at the first call, not here: MOGE_INVALID only

@@ -33,9 +33,9 @@ def stubs():
     """(moge_pb2, moge_pb2_grpc, health_pb2, health_pb2_grpc)"""
     out = tempfile.mkdtemp(prefix="moged-stubs-")
     try:
-        for root, name in ((os.path.join(ROOT, "proto"), "moge/v1/moge.proto"),
-                           ("/usr/share/grpc-proto", "grpc/health/v1/health.proto")):
-            subprocess.run(["protoc", "-I" + root, "-I/usr/include", "--python_out=" + out,
+        root = os.path.join(ROOT, "proto")
+        for name in ("moge/v1/moge.proto", "grpc/health/v1/health.proto"):
+            subprocess.run(["protoc", "-I" + root, "--python_out=" + out,
                             "--plugin=protoc-gen-grpc_python=/usr/bin/grpc_python_plugin",
                             "--grpc_python_out=" + out, os.path.join(root, name)], check=True)
         # The generated packages are called moge and grpc; the latter must not hide grpcio.
@@ -56,7 +56,7 @@ def rewrite_health(directory):
     with open(path) as file:
         text = file.read().replace("from grpc.health.v1 import", "import")
     with open(path, "w") as file:
-        file.write(text.replace("import health_pb2 as", "import health_pb2 as"))
+        file.write(text)
 
 
 class Daemon:
