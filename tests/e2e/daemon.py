@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Starts and ends a real moged for the end-to-end tests, and speaks to it with Python's grpcio.
+"""Starts and ends a real moged for the end-to-end tests, and speaks to it with grpcio.
 
 The stubs are generated when a test starts, by protoc, so that what is tested is the .proto file that
 users get.  A daemon dies with the test that started it, however that ends.
@@ -7,6 +7,7 @@ users get.  A daemon dies with the test that started it, however that ends.
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,12 @@ LIBC = ctypes.CDLL(None)
 def die_with_parent():
     PR_SET_PDEATHSIG = 1
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 def stubs():

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The moge command against a real moged: what goes to which stream, and with which exit status."""
+import json
+import os
+import signal
+import subprocess
+import tempfile
+import time
+import unittest
+
+import daemon
+
+
+class Command(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.daemon = daemon.Daemon()
+        cls.daemon.wait_ready()
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.daemon.__exit__()
+
+    def moge(self, *arguments, status=0, stdin="", address=None):
+        connect = ["--connect", address or self.daemon.address]
+        done = subprocess.run([daemon.MOGE, arguments[0]] + connect + list(arguments[1:]),
+                              input=stdin, capture_output=True, text=True, timeout=120,
+                              preexec_fn=daemon.die_with_parent)
+        self.assertEqual(done.returncode, status, done.stderr)
+        self.assertNotIn("Sanitizer", done.stderr)
+        if status != 0:
+            self.assertEqual(done.stdout, "")
+            self.assertEqual(done.stderr.count("\n"), 1, "not one sentence: " + done.stderr)
+        return done.stdout if status == 0 else done.stderr
+
+    def complete(self, *arguments, **keywords):
+        return self.moge("complete", "--prompt", "select * from", "--max-tokens", "40", "--seed",
+                         "7", *arguments, **keywords)
+
+    def test_text_only_and_the_same_every_time(self):
+        texts = {self.complete("--speculation", s) for s in ("off", "auto", "1", "4", "16")}
+        self.assertEqual(len(texts), 1)
+        self.assertGreater(len(texts.pop()), 10)
+
+    def test_json(self):
+        text, answer = self.complete(), json.loads(self.complete("--json", "--speculation", "3"))
+        self.assertEqual(answer["text"], text)
+        self.assertEqual(len(answer["token_ids"]), answer["usage"]["output_tokens"])
+        self.assertEqual(answer["seed"], "7")
+        self.assertIn(answer["finish_reason"], ("length", "stop"))
+        self.assertGreaterEqual(answer["guesses"]["offered"], answer["guesses"]["accepted"])
+        self.assertGreater(answer["guesses"]["offered"], 0)
+
+    def test_prompt_from_standard_input(self):
+        by_option = self.moge("complete", "--prompt", "x = 1\n", "--temperature", "0",
+                              "--max-tokens", "20")
+        self.assertEqual(by_option, self.moge("complete", "--prompt", "-", "--temperature", "0",
+                                              "--max-tokens", "20", stdin="x = 1\n"))
+
+    def test_stop(self):
+        whole = self.complete()
+        stop = whole[6:9]
+        self.assertEqual(self.complete("--stop", stop), whole[:whole.index(stop)])
+
+    def test_wrong_options(self):
+        for arguments in (["--nonsense"], ["--max-tokens"], ["--max-tokens", "many"],
+                          ["--seed", "-1"], ["--speculation", "17"], ["--temperature", "hot"],
+                          ["stray"], ["--timeout", "0"], ["--stop", "a"] * 17):
+            self.complete(*arguments, status=2)
+        self.assertIn("--prompt", self.moge("complete", status=2))
+        self.moge("complete", "--prompt", "x", address="nowhere", status=2 - 1)
+
+    def test_what_the_server_refuses(self):
+        self.assertIn("top_p", self.complete("--top-p", "1.5", status=1))
+        self.assertIn("max_tokens", self.complete("--max-tokens", "0", status=1))
+        self.assertIn("prompt", self.moge("complete", "--prompt", "", status=1))
+
+    def test_nobody_there(self):
+        place = tempfile.mkdtemp()
+        said = self.moge("complete", "--prompt", "x", address=f"unix:{place}/s", status=1)
+        self.assertIn(f"Nobody answers at unix:{place}/s", said)
+        os.rmdir(place)
+
+    def test_interrupt_cancels(self):
+        """The reader of its output stalls it, so that it is certainly at work when interrupted."""
+        process = subprocess.Popen(
+            [daemon.MOGE, "complete", "--connect", self.daemon.address, "--prompt", "x",
+             "--max-tokens", "480", "--temperature", "0"], stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE, preexec_fn=daemon.die_with_parent)
+        process.stdout.read(1)
+        process.send_signal(signal.SIGINT)
+        rest, said = process.communicate(timeout=20)
+        self.assertIn(process.returncode, (0, 130), said)  # 0: it was done before the signal came
+        if process.returncode == 130:
+            self.assertIn(b"Cancelled", said)
+
+    def test_reader_that_goes_away(self):
+        process = subprocess.Popen(
+            [daemon.MOGE, "complete", "--connect", self.daemon.address, "--prompt", "x",
+             "--max-tokens", "480"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            preexec_fn=daemon.die_with_parent)
+        process.stdout.close()
+        self.assertNotEqual(process.wait(timeout=20), 0)
+
+    def test_info(self):
+        said = self.moge("info")
+        for word in ("pangu-moe", "8 groups", "pangu-embedded"):
+            self.assertIn(word, said)
+
+    def test_demo(self):
+        begin = time.monotonic()
+        said = self.moge("demo", "--streams", "3", "--rounds", "2", "--max-tokens", "60")
+        self.assertIn("the bytes are the same: ", said)
+        self.assertIn("guesses accepted", said)
+        self.assertNotIn("\033", said, "escapes though standard output is no terminal")
+        self.assertLess(time.monotonic() - begin, 100)
+        self.moge("demo", "--streams", "17", status=2)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
