@@ -357,6 +357,7 @@ static enum moge_finish emit(struct moge_sched *sched, struct moge_req *req,
     int32_t n_output = req->n_tokens - req->n_prompt;
     enum moge_finish reason = MOGE_FINISH_NONE;
     char text[MOGE_TEXT_OUT_MAX];
+    text[0] = '\0'; /* a hidden token has none */
     struct moge_token_out out = {.id = id, .logprobs = {.n_top = -1}};
     if (logprobs)
         out.logprobs = *logprobs;
