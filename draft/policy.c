@@ -13,41 +13,54 @@
  *
  * p comes from the request's own recent guesses at that position, leaning on its guesses at all
  * positions, leaning on everybody's.  Where nothing is guessed, estimates would never change again:
- * a small share of the time (PROBE_SHARE) is saved up and spent on single guesses. */
+ * a small share of the time (PROBE_SHARE) is saved up, and spent on a step that gives every span
+ * one guess.  A probe that is right gives back what it has saved. */
 #include "draft/policy.h"
 
 #include <stdbool.h>
 #include <stdlib.h>
 
-/* Evidence per slot and position fades to 1/e after this many guesses there, so that a change of
- * the text is followed; everybody's together more slowly. */
-#define FADE_SLOT   12.0
-#define FADE_GLOBAL 200.0
+/* Evidence fades to 1/e after this many guesses: a request's own, everybody's together, and the
+ * short memory that tells when a request's text has changed its nature. */
+#define FADE_SLOT   64.0
+#define FADE_GLOBAL 400.0
+#define FADE_FAST   8.0
+/* The text has changed when the short memory is this many standard deviations off the long one. */
+#define CHANGE_SIGMAS 3.5
 /* Evidence also fades with steps that guessed nothing: the text has moved on. */
 #define FADE_IDLE 64.0
 /* The level above counts as much as this many guesses. */
-#define PRIOR_WEIGHT 3.0
+#define PRIOR_WEIGHT 8.0
 /* Before anything is known. */
 #define PRIOR_ACCEPT 0.6
+/* Nobody is always right. */
+#define ACCEPT_MAX 0.99
 /* A guess worth less than this is not considered. */
 #define GAIN_MIN 0.01
 /* Guessing must promise at least this much more tokens per second. */
 #define MARGIN 1.01
+/* Measurements of the step without guesses that must be in memory: when guessing is far better, and
+ * when it is a close call. */
+#define ZERO_WEIGHT       0.5
+#define ZERO_WEIGHT_CLOSE 4.0
+#define CLOSE_CALL        1.2
 /* Share of the time that may be spent on probing, and the most that is saved up, in steps. */
 #define PROBE_SHARE 0.005
-#define PROBE_SAVED 4.0
+#define PROBE_SAVED 2.0
+/* Share of the time saved by a probe that is given back, so that success is followed up soon. */
+#define PROBE_REFUND 0.5
 /* Before drafting was ever measured: a round, and a row, as a share of a step of one row. */
-#define GUESS_PRIOR 0.04
+#define GUESS_PRIOR     0.04
+#define GUESS_ROW_PRIOR 0.004
 
 struct evidence {
     double n, hits; /* fading counts */
 };
 
 struct policy_slot {
-    bool used; /* between its first choice and forget */
-    bool probing;
-    int32_t n_idle; /* steps since it was last guessed for */
-    struct evidence at[MOGE_DRAFT_LEN_MAX];
+    bool used;                              /* between its first choice and forget */
+    struct evidence at[MOGE_DRAFT_LEN_MAX]; /* by position of the guess */
+    struct evidence all, fast;              /* at any position; long and short memory */
 };
 
 /* A span on its way through one choice. */
@@ -65,9 +78,10 @@ struct moge_policy {
     /* engine thread */
     struct moge_step_cost step;
     struct moge_guess_cost guess;
-    struct evidence global[MOGE_DRAFT_LEN_MAX];
-    struct policy_slot *slots; /* [n_slots] */
-    double probe_ns;           /* saved up for probing */
+    struct evidence global[MOGE_DRAFT_LEN_MAX], global_all; /* everybody's */
+    struct policy_slot *slots;                              /* [n_slots] */
+    double probe_ns;                                        /* saved up for probing */
+    bool probing; /* the guesses of this step are a probe */
     /* scratch of one choice */
     struct candidate *heap; /* [n_slots] largest key first */
     int32_t n_heap;
@@ -121,33 +135,39 @@ static double evidence_rate(const struct evidence *evidence, double prior) {
     return (evidence->hits + PRIOR_WEIGHT * prior) / (evidence->n + PRIOR_WEIGHT);
 }
 
-static struct evidence evidence_sum(const struct evidence *at) {
-    struct evidence sum = {0};
-    for (int j = 0; j < MOGE_DRAFT_LEN_MAX; j++) {
-        sum.n += at[j].n;
-        sum.hits += at[j].hits;
-    }
-    return sum;
-}
-
 /* Probability that the guess at position j is right, given that those before it were. */
 static double accept_rate(const struct moge_policy *policy, const struct policy_slot *slot, int j) {
-    struct evidence everybody = evidence_sum(policy->global), own = evidence_sum(slot->at);
-    double everybody_rate = evidence_rate(&everybody, PRIOR_ACCEPT);
-    double rate = evidence_rate(&own, everybody_rate);
-    /* What is special about the position, seen over everybody; deep ones have little evidence. */
-    double at_rate = evidence_rate(&policy->global[j], everybody_rate);
-    rate *= at_rate / everybody_rate;
-    rate = evidence_rate(&slot->at[j], rate);
-    return rate < 0.99 ? rate : 0.99;
+    double everybody = evidence_rate(&policy->global_all, PRIOR_ACCEPT);
+    double everybody_here = evidence_rate(&policy->global[j], everybody);
+    /* What is special about the position is known from everybody; deep ones have little evidence.
+     */
+    double rate = evidence_rate(&slot->all, everybody) * everybody_here / everybody;
+    rate = evidence_rate(&slot->at[j], rate < ACCEPT_MAX ? rate : ACCEPT_MAX);
+    return rate < ACCEPT_MAX ? rate : ACCEPT_MAX;
 }
 
-static void evidence_idle(struct policy_slot *slot) {
+static void evidence_scale(struct policy_slot *slot, double factor) {
+    slot->all.n *= factor;
+    slot->all.hits *= factor;
     for (int j = 0; j < MOGE_DRAFT_LEN_MAX; j++) {
-        slot->at[j].n *= 1 - 1 / FADE_IDLE;
-        slot->at[j].hits *= 1 - 1 / FADE_IDLE;
+        slot->at[j].n *= factor;
+        slot->at[j].hits *= factor;
     }
-    slot->n_idle++;
+}
+
+/* One guess and its outcome, in the memories of its request. */
+static void slot_learn(struct policy_slot *slot, int j, bool hit) {
+    evidence_add(&slot->at[j], hit, FADE_SLOT);
+    evidence_add(&slot->all, hit, FADE_SLOT);
+    evidence_add(&slot->fast, hit, FADE_FAST);
+    if (slot->fast.n < FADE_FAST / 2)
+        return;
+    double rate = slot->all.hits / slot->all.n, off = slot->fast.hits / slot->fast.n - rate;
+    double variance = rate * (1 - rate) > 0.02 ? rate * (1 - rate) : 0.02;
+    if (off * off * slot->fast.n < CHANGE_SIGMAS * CHANGE_SIGMAS * variance)
+        return;
+    evidence_scale(slot, 0.1);
+    slot->all = slot->fast;
 }
 
 /* ---- cost of drafting ---- */
@@ -159,7 +179,7 @@ static double round_ns(const struct moge_policy *policy) {
 
 static double guess_row_ns(const struct moge_policy *policy) {
     return policy->guess.sum_weight > 0 ? policy->guess.ns_per_row
-                                        : GUESS_PRIOR * moge_step_cost_ns(&policy->step, 1);
+                                        : GUESS_ROW_PRIOR * moge_step_cost_ns(&policy->step, 1);
 }
 
 static int32_t debt_rows(const struct moge_drafter *drafter, const struct moge_span *span) {
@@ -278,16 +298,28 @@ static void heap_fill(struct moge_policy *policy, const struct moge_batch *batch
         heap_down(policy, i);
 }
 
-/* Returns how many guesses of policy->order make the fastest step. */
+/* The step that guessing is compared with must itself be measured now and then, or a wrong belief
+ * about it would never meet a fact; the more often, the closer the call. */
+static bool must_measure_zero(const struct moge_policy *policy, const struct moge_batch *batch,
+                              double advantage) {
+    int32_t n_rows = moge_batch_rows(batch);
+    return n_rows == moge_batch_logits(batch) &&
+           moge_step_cost_weight(&policy->step, n_rows) <
+               (advantage > CLOSE_CALL ? ZERO_WEIGHT : ZERO_WEIGHT_CLOSE);
+}
+
+/* Returns how many guesses of policy->order make the fastest step, and how many times the tokens
+ * per second of a step without them it should reach. */
 static int32_t choose_auto(struct moge_policy *policy, const struct moge_batch *batch,
-                           const struct moge_drafter *drafter, int32_t room, const int32_t *want) {
+                           const struct moge_drafter *drafter, int32_t room, const int32_t *want,
+                           double *advantage) {
     struct outlook outlook = outlook_begin(policy, batch, want);
     if (outlook.ns <= 0)
-        return 0; /* no step has been measured yet */
+        return 0;
     double slope = moge_step_cost_ns(&policy->step, outlook.n_rows + 1) -
                    moge_step_cost_ns(&policy->step, outlook.n_rows);
     heap_fill(policy, batch, drafter, slope + guess_row_ns(policy) + 1);
-    double best_rate = MARGIN * outlook.tokens / outlook.ns;
+    double zero_rate = outlook.tokens / outlook.ns, best_rate = MARGIN * zero_rate;
     int32_t n = 0, n_best = 0;
     while (policy->n_heap > 0 && n < room) {
         struct candidate *first = &policy->heap[0];
@@ -311,33 +343,33 @@ static int32_t choose_auto(struct moge_policy *policy, const struct moge_batch *
             policy->heap[0] = policy->heap[--policy->n_heap];
         heap_down(policy, 0);
     }
+    *advantage = best_rate / zero_rate;
     return n_best;
 }
 
-/* The auto span that was left alone for longest gets one guess, if that has been saved up for. */
+/* One guess for every auto span, if that has been saved up for: then acceptance and the cost of a
+ * wider step are known again.  Spans with so much to catch up with that it costs as much as a step
+ * are left out. */
 static int32_t probe(struct moge_policy *policy, const struct moge_batch *batch,
-                     const struct moge_drafter *drafter, int32_t n_guess, int32_t *want) {
-    int32_t stalest = -1, n_rows = moge_batch_rows(batch) + n_guess;
-    for (int32_t i = 0; i < batch->n_spans; i++) {
+                     const struct moge_drafter *drafter, int32_t room) {
+    int32_t n_rows = moge_batch_rows(batch), n_probes = 0;
+    double step_ns = moge_step_cost_ns(&policy->step, n_rows), cost_ns = round_ns(policy);
+    for (int32_t i = 0; i < batch->n_spans && n_probes < room; i++) {
         const struct moge_span *span = &batch->spans[i];
-        if (!may_guess(span) || span->spec_mode != MOGE_SPEC_AUTO || want[i] > 0)
+        if (!may_guess(span) || span->spec_mode != MOGE_SPEC_AUTO)
             continue;
-        if (stalest < 0 ||
-            policy->slots[span->slot].n_idle > policy->slots[batch->spans[stalest].slot].n_idle)
-            stalest = i;
+        double catch_up_ns = guess_row_ns(policy) * debt_rows(drafter, span);
+        if (catch_up_ns > step_ns)
+            continue;
+        cost_ns += catch_up_ns + guess_row_ns(policy);
+        policy->order[n_probes++] = i;
     }
-    if (stalest < 0)
-        return 0;
-    const struct moge_span *span = &batch->spans[stalest];
-    double cost_ns = moge_step_cost_ns(&policy->step, n_rows + 1) -
-                     moge_step_cost_ns(&policy->step, n_rows) + round_ns(policy) +
-                     guess_row_ns(policy) * (1 + debt_rows(drafter, span));
-    if (policy->probe_ns < cost_ns)
+    cost_ns += moge_step_cost_ns(&policy->step, n_rows + n_probes) - step_ns;
+    if (n_probes == 0 || cost_ns > policy->probe_ns)
         return 0;
     policy->probe_ns -= cost_ns;
-    policy->slots[span->slot].probing = true;
-    want[stalest] = 1;
-    return 1;
+    policy->probing = true;
+    return n_probes;
 }
 
 int32_t moge_policy_choose(struct moge_policy *policy, const struct moge_batch *batch,
@@ -345,12 +377,12 @@ int32_t moge_policy_choose(struct moge_policy *policy, const struct moge_batch *
     int32_t room = min_i32(batch->n_rows_cap - moge_batch_rows(batch),
                            batch->n_logits_cap - moge_batch_logits(batch));
     bool any_auto = false;
+    policy->probing = false;
     for (int32_t i = 0; i < batch->n_spans; i++) {
         const struct moge_span *span = &batch->spans[i];
         MOGE_ASSERT(span->slot >= 0 && span->slot < policy->n_slots);
         want[i] = 0;
         policy->slots[span->slot].used = true;
-        policy->slots[span->slot].probing = false;
         any_auto = any_auto || (may_guess(span) && span->spec_mode == MOGE_SPEC_AUTO);
     }
     if (room <= 0)
@@ -358,13 +390,15 @@ int32_t moge_policy_choose(struct moge_policy *policy, const struct moge_batch *
     int32_t n_guess = choose_fixed(policy, batch, room, want);
     if (!any_auto)
         return n_guess;
-    int32_t n_auto = choose_auto(policy, batch, drafter, room - n_guess, want);
+    double advantage = 1;
+    int32_t n_auto = choose_auto(policy, batch, drafter, room - n_guess, want, &advantage);
+    if (n_guess == 0 && n_auto > 0 && must_measure_zero(policy, batch, advantage))
+        return 0;
+    if (n_auto == 0)
+        n_auto = probe(policy, batch, drafter, room - n_guess);
     for (int32_t i = 0; i < n_auto; i++)
         want[policy->order[i]]++;
-    n_guess += n_auto;
-    if (n_auto == 0 && n_guess < room)
-        n_guess += probe(policy, batch, drafter, n_guess, want);
-    return n_guess;
+    return n_guess + n_auto;
 }
 
 /* ---- learning ---- */
@@ -378,33 +412,36 @@ static void observe_span(struct moge_policy *policy, const struct moge_span *spa
     for (int32_t j = 0; j < span->n_guess && j <= span->n_accepted; j++) {
         bool hit = j < span->n_accepted;
         evidence_add(&policy->global[j], hit, FADE_GLOBAL);
+        evidence_add(&policy->global_all, hit, FADE_GLOBAL);
         /* A request that has ended in this step leaves nothing behind in its slot. */
         if (slot->used)
-            evidence_add(&slot->at[j], hit, FADE_SLOT);
+            slot_learn(slot, j, hit);
     }
-    if (span->n_guess > 0)
-        slot->n_idle = 0;
-    else if (slot->used)
-        evidence_idle(slot);
-    /* A probe that was right has paid for itself, so the next may follow at once. */
-    if (slot->probing && span->n_accepted > 0)
-        policy->probe_ns += moge_step_cost_ns(&policy->step, 1);
+    /* The text moves on while nothing is guessed. */
+    if (span->n_guess == 0)
+        evidence_scale(slot, 1 - 1 / FADE_IDLE);
 }
 
 void moge_policy_observe(struct moge_policy *policy, const struct moge_batch *batch,
                          int64_t forward_ns) {
     if (forward_ns > 0)
         moge_step_cost_observe(&policy->step, moge_batch_rows(batch), (double)forward_ns);
+    int32_t n_decode = 0, n_accepted = 0;
     for (int32_t i = 0; i < batch->n_spans; i++) {
         const struct moge_span *span = &batch->spans[i];
         /* Nothing decided: a chunk of a prompt, or a step that failed. */
-        if (span->n_logits > 0 && span->n_out > 0)
-            observe_span(policy, span);
+        if (span->n_logits == 0 || span->n_out == 0)
+            continue;
+        observe_span(policy, span);
+        n_decode++;
+        n_accepted += span->n_accepted;
     }
     policy->probe_ns += PROBE_SHARE * (double)forward_ns;
-    double saved_max = PROBE_SAVED * moge_step_cost_ns(&policy->step, 1);
-    if (policy->probe_ns > saved_max)
-        policy->probe_ns = saved_max;
+    if (policy->probing && n_decode > 0)
+        policy->probe_ns +=
+            PROBE_REFUND * moge_step_cost_ns(&policy->step, n_decode) * n_accepted / n_decode;
+    if (policy->probe_ns > PROBE_SAVED * (double)forward_ns)
+        policy->probe_ns = PROBE_SAVED * (double)forward_ns;
 }
 
 void moge_policy_stats(const struct moge_policy *policy, struct moge_draft_stats *out) {
