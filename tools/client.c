@@ -29,7 +29,7 @@ static int address_check(const char *address, struct moge_err *err) {
     const char *colon = strrchr(address, ':');
     if (colon == NULL || colon == address || strspn(colon + 1, "0123456789") != strlen(colon + 1) ||
         colon[1] == '\0')
-        return moge_fail(err, MOGE_INVALID, "'%s' is not an address: give unix:/path or host:port.",
+        return moge_fail(err, MOGE_INVALID, "'%s' is not an address: give unix:/path or host:port",
                          address);
     return 0;
 }
@@ -42,7 +42,7 @@ int moge_client_open(struct moge_client **out, const char *address, struct moge_
     size_t address_bytes = strlen(address) + sizeof "unix:";
     if (client == NULL || (client->address = malloc(address_bytes)) == NULL) {
         free(client);
-        return moge_fail(err, MOGE_NOMEM, "Out of memory.");
+        return moge_fail(err, MOGE_NOMEM, "out of memory");
     }
     client->address[0] = '\0';
     if (address[0] == '/')
@@ -201,13 +201,13 @@ static int exchange_result(const struct exchange *x, const char *address, struct
     int len = (int)GRPC_SLICE_LENGTH(x->details);
     const char *details = (const char *)GRPC_SLICE_START_PTR(x->details);
     if (x->cancelled)
-        return moge_fail(err, MOGE_CANCELLED, "Cancelled.");
+        return moge_fail(err, MOGE_CANCELLED, "cancelled");
     /* The core's sentence for an address where nobody listens begins like this. */
     if (x->status == GRPC_STATUS_UNAVAILABLE && len >= 17 &&
         memcmp(details, "failed to connect", 17) == 0)
-        return moge_fail(err, MOGE_IO, "Nobody answers at %s: is moged running there?", address);
+        return moge_fail(err, MOGE_IO, "nobody answers at %s: is moged running there?", address);
     if (x->status == GRPC_STATUS_DEADLINE_EXCEEDED)
-        return moge_fail(err, MOGE_DEADLINE, "The time for the request ran out.");
+        return moge_fail(err, MOGE_DEADLINE, "the time for the request ran out");
     return moge_fail(err, code_of(x->status), "%.*s", len, details);
 }
 

@@ -60,7 +60,7 @@ static int response_take(void *arg, const void *data, size_t len, struct moge_er
     struct stream *stream = arg;
     Moge__V1__GenerateResponse *response = moge__v1__generate_response__unpack(NULL, len, data);
     if (response == NULL)
-        return moge_fail(err, MOGE_INTERNAL, "The server sent a message that cannot be read.");
+        return moge_fail(err, MOGE_INTERNAL, "the server sent a message that cannot be read");
     int rc = stream->on_delta(stream->arg, (const char *)response->text.data, response->text.len,
                               response->token_ids, response->n_token_ids, err);
     if (rc == 0 && response->finish != NULL) {
@@ -147,7 +147,7 @@ int moge_client_generate(struct moge_client *client, const struct moge_client_re
     size_t len;
     uint8_t *packed = request_pack(request, &len);
     if (packed == NULL)
-        return moge_fail(err, MOGE_NOMEM, "Out of memory.");
+        return moge_fail(err, MOGE_NOMEM, "out of memory");
     struct stream stream = {.on_delta = on_delta, .arg = arg};
     struct moge_client_call call = {.method = "/moge.v1.Moge/Generate",
                                     .request = packed,
@@ -161,9 +161,42 @@ int moge_client_generate(struct moge_client *client, const struct moge_client_re
     if (rc != 0)
         return rc;
     if (!stream.finished)
-        return moge_fail(err, MOGE_INTERNAL, "The server ended the stream without a last message.");
+        return moge_fail(err, MOGE_INTERNAL, "the server ended the stream without a last message");
     *finish = stream.finish;
     return 0;
+}
+
+/* ---- Tokenize ---- */
+
+static int tokens_count(void *arg, const void *data, size_t len, struct moge_err *err) {
+    Moge__V1__TokenizeResponse *response = moge__v1__tokenize_response__unpack(NULL, len, data);
+    if (response == NULL)
+        return moge_fail(err, MOGE_INTERNAL, "the server sent a message that cannot be read");
+    *(size_t *)arg = response->n_token_ids;
+    moge__v1__tokenize_response__free_unpacked(response, NULL);
+    return 0;
+}
+
+int moge_client_count_tokens(struct moge_client *client, const char *text, size_t *n_tokens,
+                             struct moge_err *err) {
+    Moge__V1__TokenizeRequest message = MOGE__V1__TOKENIZE_REQUEST__INIT;
+    message.text = (ProtobufCBinaryData){strlen(text), (uint8_t *)(uintptr_t)text};
+    message.parse_special = true;
+    message._add_bos_case = MOGE__V1__TOKENIZE_REQUEST___ADD_BOS_ADD_BOS;
+    size_t len = moge__v1__tokenize_request__get_packed_size(&message);
+    uint8_t *packed = malloc(len);
+    if (packed == NULL)
+        return moge_fail(err, MOGE_NOMEM, "out of memory");
+    moge__v1__tokenize_request__pack(&message, packed);
+    struct moge_client_call call = {.method = "/moge.v1.Moge/Tokenize",
+                                    .request = packed,
+                                    .request_len = len,
+                                    .timeout_us = 30 * 1000000ll,
+                                    .on_message = tokens_count,
+                                    .arg = n_tokens};
+    int rc = moge_client_call(client, &call, err);
+    free(packed);
+    return rc;
 }
 
 /* ---- GetModelInfo ---- */
@@ -192,7 +225,7 @@ static int info_take(void *arg, const void *data, size_t len, struct moge_err *e
     struct moge_client_info *out = arg;
     Moge__V1__GetModelInfoResponse *in = moge__v1__get_model_info_response__unpack(NULL, len, data);
     if (in == NULL)
-        return moge_fail(err, MOGE_INTERNAL, "The server sent a message that cannot be read.");
+        return moge_fail(err, MOGE_INTERNAL, "the server sent a message that cannot be read");
     model_read(&out->target, in->target);
     model_read(&out->draft, in->draft);
     if (in->server != NULL) {

@@ -48,6 +48,10 @@ int moge_client_generate(struct moge_client *client, const struct moge_client_re
                          moge_client_delta_fn *on_delta, void *arg,
                          struct moge_client_finish *finish, struct moge_err *err);
 
+/* How many tokens a text comes to when it may spell control tokens, without BOS. */
+int moge_client_count_tokens(struct moge_client *client, const char *text, size_t *n_tokens,
+                             struct moge_err *err);
+
 /* What is served, in the words of the server; cut to fit. */
 struct moge_client_model {
     char name[64], architecture[32], weights[16];

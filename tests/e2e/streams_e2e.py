@@ -53,7 +53,7 @@ def collect(stub, request, timeout=120):
 class Streams(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.daemon = daemon.Daemon("--max-running", "16", "--max-queued", "256")
+        cls.daemon = daemon.Daemon("--max-running", "16", "--draft-len-max", "16")
         cls.daemon.wait_ready()
         cls.stub = pb_grpc.MogeStub(cls.daemon.channel())
 

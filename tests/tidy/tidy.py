@@ -41,8 +41,8 @@ MAY_INCLUDE = {
 # A foreign header, and the only files that may see it.
 FOREIGN = (
     (r"cblas\.h", r"engine/gemm\.c"),
-    (r"grpc/.*", r"server/grpc/.*|tools/client\.c"),
     (r".*\.pb-c\.h|protobuf-c/.*", r"server/grpc/codec[a-z_]*\.[ch]|tools/client[a-z_]*\.c"),
+    (r"grpc/.*", r"server/grpc/.*|tools/client\.c"),
     (r".*intrin\.h", r"engine/kernels/[a-z0-9_]+_(avx2|avx512|vnni)[a-z0-9_]*\.[ch]|"
                      r"engine/kernels/body_[a-z0-9_]+\.h"),
     (r"cpuid\.h", r"engine/kernels/dispatch\.c"),
