@@ -33,7 +33,7 @@ MAY_INCLUDE = {
     "server/schedule": (),
     "server/grpc": ("server", "server/schedule"),
     "server/http": ("server", "server/schedule"),
-    "server": ("server/schedule", "server/grpc", "server/http"),
+    "server": ("server/schedule", "server/grpc", "server/http", "engine/kernels"),
     "tools": ("engine/kernels", "engine"),
     "bench": ("engine/kernels", "engine"),
 }

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Everything that is needed to serve, put together in order and taken apart in reverse: threads,
+ * models, KV cache, engine, draft, scheduler, one warm-up step through all of them, and then the
+ * engine thread.  Knows nothing of sockets.  Main thread. */
+#ifndef MOGE_BOOT_H
+#define MOGE_BOOT_H
+
+#include <pthread.h>
+#include "server/config.h"
+#include "server/service.h"
+
+struct moge_boot {
+    const struct moge_config *config; /* keeps */
+    bool embedded;                    /* serves the pair that comes with moged */
+    struct moge_threads *threads;
+    struct moge_model *model, *draft_model;
+    struct moge_kv *kv;
+    struct moge_engine *engine;
+    struct moge_draft *draft;
+    struct moge_accept *accept;
+    struct moge_reqs *reqs;
+    struct moge_queue *queue;
+    struct moge_sched *sched;
+    struct moge_metrics *metrics;
+    struct moge_step step;
+    struct moge_service service;
+    pthread_t engine_thread;
+    bool engine_started;
+};
+
+/* Loads and warms up; err says in one sentence what is in the way. */
+int moge_boot_open(struct moge_boot **out, const struct moge_config *config, struct moge_err *err);
+
+int moge_boot_start(struct moge_boot *boot, struct moge_err *err); /* the engine thread */
+
+/* Tells the engine thread to finish what is there, or (abort) to give it up, and wakes it. */
+void moge_boot_stop(struct moge_boot *boot, bool abort);
+
+/* Joins the engine thread and frees everything; accepts NULL and what a failed open left. */
+void moge_boot_close(struct moge_boot *boot);
+
+#endif

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "server/metrics.h"
+
+#include <stdio.h>
+
+/* Values 0..7 have a bucket each; from 8 on the two bits after the leading one tell apart the four
+ * buckets of a power of two. */
+static int bucket_of(int64_t value) {
+    if (value < 8)
+        return value < 0 ? 0 : (int)value;
+    int log2 = 63 - __builtin_clzll((unsigned long long)value);
+    int quarter = (int)((value >> (log2 - 2)) & 3);
+    int bucket = 8 + (log2 - 3) * 4 + quarter;
+    return bucket < MOGE_HISTOGRAM_BUCKETS ? bucket : MOGE_HISTOGRAM_BUCKETS - 1;
+}
+
+int64_t moge_histogram_bound(int bucket) {
+    if (bucket < 8)
+        return bucket;
+    int log2 = 3 + (bucket - 8) / 4;
+    return (int64_t)(4 + (bucket - 8) % 4) << (log2 - 2);
+}
+
+void moge_histogram_add(struct moge_histogram *histogram, int64_t value) {
+    if (value < 0)
+        value = 0;
+    atomic_fetch_add_explicit(&histogram->buckets[bucket_of(value)], 1, memory_order_relaxed);
+    atomic_fetch_add_explicit(&histogram->sum, value, memory_order_relaxed);
+    atomic_fetch_add_explicit(&histogram->count, 1, memory_order_relaxed);
+}
+
+int64_t moge_histogram_quantile(const struct moge_histogram *histogram, double q) {
+    uint64_t counts[MOGE_HISTOGRAM_BUCKETS], total = 0, below = 0;
+    for (int i = 0; i < MOGE_HISTOGRAM_BUCKETS; i++)
+        total += counts[i] = atomic_load_explicit(&histogram->buckets[i], memory_order_relaxed);
+    for (int i = 0; i < MOGE_HISTOGRAM_BUCKETS; i++) {
+        below += counts[i];
+        if (below > 0 && (double)below >= q * (double)total)
+            return moge_histogram_bound(i + 1) - 1;
+    }
+    return 0;
+}
+
+static void span_guesses(struct moge_metrics *metrics, const struct moge_span *span) {
+    if (span->n_guess == 0)
+        return;
+    moge_metrics_add(&metrics->spec_decode_num_drafts_total, 1);
+    moge_metrics_add(&metrics->spec_decode_num_draft_tokens_total, (uint64_t)span->n_guess);
+    moge_metrics_add(&metrics->spec_decode_num_accepted_tokens_total, (uint64_t)span->n_accepted);
+    for (int i = 0; i < span->n_guess; i++)
+        moge_metrics_add(&metrics->spec_decode_num_draft_tokens_per_pos[i], 1);
+    for (int i = 0; i < span->n_accepted; i++)
+        moge_metrics_add(&metrics->spec_decode_num_accepted_tokens_per_pos[i], 1);
+}
+
+void moge_metrics_step(void *arg, const struct moge_step *step) {
+    struct moge_metrics *metrics = arg;
+    moge_metrics_add(&metrics->engine_steps_total, 1);
+    moge_histogram_add(&metrics->engine_step, step->step_ns / 1000);
+    moge_histogram_add(&metrics->engine_forward, step->forward_ns / 1000);
+    moge_histogram_add(&metrics->iteration_tokens, moge_batch_rows(&step->batch));
+    for (int32_t i = 0; i < step->batch.n_spans; i++)
+        span_guesses(metrics, &step->batch.spans[i]);
+    moge_metrics_set(&metrics->num_requests_running, moge_sched_n_running(step->sched));
+    moge_metrics_set(&metrics->num_requests_waiting, moge_sched_n_waiting(step->sched));
+}
+
+static void request_finish(struct moge_metrics *metrics, enum moge_finish finish) {
+    switch (finish) {
+    case MOGE_FINISH_STOP:
+        moge_metrics_add(&metrics->request_success_stop_total, 1);
+        return;
+    case MOGE_FINISH_LENGTH:
+        moge_metrics_add(&metrics->request_success_length_total, 1);
+        return;
+    case MOGE_FINISH_CANCELLED:
+        moge_metrics_add(&metrics->request_cancelled_total, 1);
+        return;
+    case MOGE_FINISH_DEADLINE:
+        moge_metrics_add(&metrics->request_deadline_total, 1);
+        return;
+    case MOGE_FINISH_SHUTDOWN:
+        moge_metrics_add(&metrics->request_aborted_total, 1);
+        return;
+    default:
+        moge_metrics_add(&metrics->request_error_total, 1);
+    }
+}
+
+void moge_metrics_request(struct moge_metrics *metrics, const struct moge_req *req) {
+    const struct moge_usage *usage = &req->usage;
+    request_finish(metrics,
+                   (enum moge_finish)atomic_load_explicit(&req->finish, memory_order_acquire));
+    moge_metrics_add(&metrics->prompt_tokens_total, (uint64_t)usage->n_prompt);
+    moge_metrics_add(&metrics->generation_tokens_total, (uint64_t)usage->n_output);
+    moge_metrics_add(&metrics->cached_prompt_tokens_total, (uint64_t)usage->n_cached);
+    moge_metrics_add(&metrics->num_preemptions_total, (uint64_t)usage->n_preempted);
+    moge_histogram_add(&metrics->request_queue_time, usage->queue_us);
+    if (usage->n_output == 0)
+        return;
+    moge_histogram_add(&metrics->request_prompt_tokens, usage->n_prompt);
+    moge_histogram_add(&metrics->request_generation_tokens, usage->n_output);
+    moge_histogram_add(&metrics->time_to_first_token, usage->queue_us + usage->prefill_us);
+    moge_histogram_add(&metrics->request_prefill_time, usage->prefill_us);
+    moge_histogram_add(&metrics->request_decode_time, usage->decode_us);
+    moge_histogram_add(&metrics->e2e_request_latency,
+                       usage->queue_us + usage->prefill_us + usage->decode_us);
+    if (usage->n_output > 1)
+        moge_histogram_add(&metrics->time_per_output_token,
+                           usage->decode_us / (usage->n_output - 1));
+}
+
+void moge_metrics_refused(struct moge_metrics *metrics, int code) {
+    bool full = code == MOGE_LIMIT || code == MOGE_BUSY || code == MOGE_SHUTDOWN;
+    moge_metrics_add(full ? &metrics->request_refused_total : &metrics->request_invalid_total, 1);
+}
+
+static unsigned long long get(const _Atomic uint64_t *counter) {
+    return atomic_load_explicit(counter, memory_order_relaxed);
+}
+
+static long long get_gauge(const _Atomic int64_t *gauge) {
+    return atomic_load_explicit(gauge, memory_order_relaxed);
+}
+
+void moge_metrics_line(const struct moge_metrics *metrics, char *out, size_t cap) {
+    unsigned long long offered = get(&metrics->spec_decode_num_draft_tokens_total);
+    unsigned long long accepted = get(&metrics->spec_decode_num_accepted_tokens_total);
+    snprintf(out, cap,
+             "%lld running, %lld waiting; %llu tokens generated; guesses %llu of %llu accepted; "
+             "first token p50 %.1f ms, p99 %.1f ms; step p50 %.2f ms",
+             get_gauge(&metrics->num_requests_running), get_gauge(&metrics->num_requests_waiting),
+             get(&metrics->generation_tokens_total), accepted, offered,
+             (double)moge_histogram_quantile(&metrics->time_to_first_token, 0.5) / 1e3,
+             (double)moge_histogram_quantile(&metrics->time_to_first_token, 0.99) / 1e3,
+             (double)moge_histogram_quantile(&metrics->engine_step, 0.5) / 1e3);
+}
