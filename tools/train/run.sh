@@ -17,6 +17,9 @@ cd "$(dirname "$0")"
 # Large tensors come and go at every step. Without these the C library gives their pages back to the
 # kernel each time, and clearing fresh ones takes longer than the arithmetic.
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 MALLOC_TOP_PAD_=500000000
+# Sleep instead of spinning at the end of every parallel loop: on a shared machine a spinning thread takes
+# the time of the one it waits for.
+export OMP_WAIT_POLICY=passive
 
 [ -f "$dir/train.bin" ] || ./data.sh "$dir"
 if [ ! -f "$dir/final.pt" ]; then
