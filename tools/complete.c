@@ -75,6 +75,16 @@ static int number_read(const char *name, const char *text, double min, double ma
     return 0;
 }
 
+static int count_read(const char *name, const char *text, int32_t *out, struct moge_err *err) {
+    char *end;
+    errno = 0;
+    long value = strtol(text, &end, 10);
+    if (end == text || *end != '\0' || errno != 0 || value < INT32_MIN || value > INT32_MAX)
+        return moge_fail(err, MOGE_INVALID, "--%s is '%s'; it must be a whole number", name, text);
+    *out = (int32_t)value;
+    return 0;
+}
+
 static int seed_read(const char *text, uint64_t *out, struct moge_err *err) {
     char *end;
     errno = 0;
@@ -162,10 +172,8 @@ static int option_take(struct completion *c, int option, struct moge_err *err) {
     case 'p':
         return prompt_read(c, optarg, err);
     case 'n':
-        rc = number_read("max-tokens", optarg, INT32_MIN, INT32_MAX, &value, err);
         request->has_max_tokens = true;
-        request->max_tokens = (int32_t)value;
-        return rc;
+        return count_read("max-tokens", optarg, &request->max_tokens, err);
     case 't':
         rc = number_read("temperature", optarg, -1e6, 1e6, &value, err);
         request->has_temperature = true;

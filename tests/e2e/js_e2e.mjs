@@ -49,7 +49,7 @@ async function daemonReady(client, child) {
 
 const definition = loader.loadSync('moge/v1/moge.proto',
   {includeDirs: [path.join(root, 'proto')], keepCase: true, longs: String, enums: String,
-    oneofs: true});
+    oneofs: true, defaults: true});
 const {Moge} = grpc.loadPackageDefinition(definition).moge.v1;
 const connect = () => new Moge(address, grpc.credentials.createInsecure(),
   {'grpc.enable_http_proxy': 0, 'grpc.use_local_subchannel_pool': 1});
@@ -153,13 +153,18 @@ const tests = {
   async 'a deadline that the server watches, of a reader that has stopped'(client) {
     const {session, stream} = rawGenerate({...requestOf(3, 400), logprobs: 20},
       {window: 2000, headers: {'grpc-timeout': '300m'}});
+    let bytes = 0, status = 'none';
     stream.on('error', () => {});
+    stream.on('trailers', trailers => { status = trailers['grpc-status']; });
+    const closed = new Promise(done => stream.on('close', () => done(true)));
     stream.pause();
-    const ended = await Promise.race([
-      new Promise(done => stream.on('close', () => done(true))),
-      new Promise(done => stream.on('aborted', () => done(true))),
-      sleep(20000).then(() => false)]);
+    await sleep(1500);
+    stream.on('data', data => { bytes += data.length; });
+    stream.resume();
+    const ended = await Promise.race([closed, sleep(20000).then(() => false)]);
     assert.ok(ended, 'the server kept a stream whose deadline had passed');
+    assert.notEqual(status, '0');
+    assert.ok(bytes < 20000, `${bytes} bytes came after the deadline`);
     session.destroy();
     await collect(client, requestOf(2, 400));
   },
