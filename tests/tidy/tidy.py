@@ -60,7 +60,8 @@ def is_c(path):
 
 
 def is_source(path):
-    return path.endswith(SOURCE_SUFFIXES)
+    named_scripts = path.startswith("scripts/") and path != "scripts/packages"
+    return path.endswith(SOURCE_SUFFIXES) or named_scripts or path == ".ci/run"
 
 
 def group_of(path):
