@@ -22,7 +22,12 @@ struct moge_qrow {
     const int32_t *sum; /* [n_in / 32] sum of q over the block */
 };
 
-#define MOGE_PANEL_ROWS 8 /* weight rows interleaved in one packed panel */
+/* Packed weights: the formats are drawn in quant.c.  A panel holds as many bytes as the 8 GGUF rows
+ * it was made of. */
+#define MOGE_PANEL_ROWS       8   /* weight rows interleaved in one packed panel */
+#define MOGE_PANEL_BLOCKS     4   /* blocks whose scales stand together in it */
+#define MOGE_PANEL_Q8_0_BYTES 272 /* of one block of 32 of all 8 rows */
+#define MOGE_PANEL_Q4_0_BYTES 144
 
 struct moge_kernels {
     const char *isa; /* "scalar", "avx2", "avx512", "vnni" */
@@ -30,13 +35,14 @@ struct moge_kernels {
     /* ---- quant: products of packed weights and quantised activations ---- */
 
     /* Quantises n (a multiple of 32) floats.  d = amax / 127, q = round-half-even(x * (127 /
-     * amax)), all 0 for an all-zero block.  x must be finite. */
+     * amax)); all 0 for a block of zeros or of values so small that 127 / amax overflows (below
+     * 3.8e-37).  x must be finite. */
     void (*quantize)(const float *x, int32_t n, int8_t *q, float *d, int32_t *sum);
 
     /* out[r][j] = dot(weight row j of the panel, rows[r]) for r < n_rows (>= 1), j <
      * MOGE_PANEL_ROWS, by the canonical dot product: acc = 0; for each block b in order: acc =
-     * fma(float(sum of 32 products), w_d[b] * x_d[b], acc). The panel formats are drawn in quant.c.
-     * n_in is a multiple of 32. */
+     * fma(float(sum of 32 products), w_d[b] * x_d[b], acc).  n_in is a multiple of 32.  The panel
+     * is 64-byte aligned.  Integer sums are exact for all bytes that a panel can hold, -128 too. */
     void (*panel_q8_0)(const void *panel, int32_t n_in, const struct moge_qrow *rows,
                        int32_t n_rows, float *const *out);
     void (*panel_q4_0)(const void *panel, int32_t n_in, const struct moge_qrow *rows,
@@ -54,17 +60,18 @@ struct moge_kernels {
     void (*axpy)(float *y, float a, const float *x, int32_t n);
     /* Inner product in 16 lanes. */
     float (*dot)(const float *x, const float *y, int32_t n);
-    /* x = exp(x - max) / sum; returns nothing useful for n = 0. */
+    /* x = exp(x - max) / sum; -INFINITY gives 0, but at least one entry must be finite. */
     void (*softmax)(float *x, int32_t n);
-    /* x = exp((x - shift) * scale); returns the sum in 16 lanes. */
+    /* y = exp((x - shift) * scale), y may be x; returns the sum in 16 lanes. */
     float (*exp_sum)(const float *x, float shift, float scale, int32_t n, float *y);
     /* Rotary embedding of n_heads vectors of head_dim: cs = head_dim / 2 pairs (cos, sin).  neox:
      * pair (i, i + head_dim / 2); otherwise pair (2i, 2i + 1). */
     void (*rope)(float *x, const float *cs, int32_t n_heads, int32_t head_dim, int neox);
     /* Index of the largest, the lowest on ties; NaN never wins over a number. */
     int32_t (*argmax)(const float *x, int32_t n);
-    /* argmax over i of x[i] * inv_t + gumbel(seed, pos, ids ? ids[i] : i); entries of -INFINITY
-     * never win unless all are.  Lowest i on ties. */
+    /* argmax over i of x[i] * inv_t + moge_kernel_gumbel(seed, pos, ids ? ids[i] : i), multiplied
+     * and then added; entries of -INFINITY never win unless all are, NaN never wins over a number.
+     * Lowest i on ties.  inv_t is positive. */
     int32_t (*gumbel_argmax)(const float *x, const int32_t *ids, int32_t n, float inv_t,
                              uint64_t seed, int32_t pos);
     void (*f16_to_f32)(const uint16_t *x, float *y, int32_t n);
@@ -91,7 +98,7 @@ enum moge_isa moge_isa_detect(void);
 /* Fills the table for a level: scalar first, then each level up to it overwrites what it has. */
 void moge_kernels_fill(struct moge_kernels *kernels, enum moge_isa isa);
 
-/* The process-wide table: level = min(detected, mask), chosen at the first call. */
+/* The process-wide table: level = min(detected, maximum set).  Any thread. */
 const struct moge_kernels *moge_kernels(void);
 
 /* Lowers the level for moge_kernels(); call before any engine exists (configuration `isa`, tests).
@@ -101,5 +108,20 @@ void moge_kernels_set_max(enum moge_isa isa);
 /* Start-up trust check: every selected slot reproduces a scalar result once (about a millisecond).
  * Returns NULL, or the name of the slot that differs. */
 const char *moge_kernels_self_test(const struct moge_kernels *kernels);
+
+/* Standard Gumbel noise of a token id at a position under a seed: the noise of gumbel_argmax, one
+ * at a time and slow.  From a counter-based generator; in (-3.2, 22.9), never infinite. */
+float moge_kernel_gumbel(uint64_t seed, int32_t pos, int32_t id);
+
+/* What each family file exports, for dispatch.c only: overwrites the slots that it has. */
+void moge_quant_init_scalar(struct moge_kernels *kernels);
+void moge_quant_init_avx2(struct moge_kernels *kernels);
+void moge_quant_init_vnni(struct moge_kernels *kernels);
+void moge_vec_init_scalar(struct moge_kernels *kernels);
+void moge_vec_init_avx2(struct moge_kernels *kernels);
+void moge_vec_init_avx512(struct moge_kernels *kernels);
+void moge_attn_page_init_scalar(struct moge_kernels *kernels);
+void moge_attn_page_init_avx2(struct moge_kernels *kernels);
+void moge_attn_page_init_avx512(struct moge_kernels *kernels);
 
 #endif

@@ -1,0 +1,249 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Two ways through a matrix.
+ *
+ *   quantised   for each chunk of ROWS_CHUNK rows: for each panel of 8 outputs: one kernel call.  A
+ *               panel stays in the first-level cache while the kernel goes through the chunk in
+ *               tiles, and the chunk's activations in the second-level cache over all panels.
+ *   float       for each block of BLAS_OUT outputs (widened to f32 once): for each tile of
+ * BLAS_ROWS rows, gathered and padded with zeros: one sgemm of always the same shape.
+ *
+ * A row's bits depend on neither its neighbours nor its place.  The kernels promise it; for
+ * OpenBLAS the fixed shape does: blocks begin at multiples of BLAS_OUT, so that the last, shorter
+ * one is the same whoever computes it, and inputs are always in the same two scratch buffers. */
+#include "engine/gemm.h"
+
+#include <cblas.h>
+#include <pthread.h>
+#include <string.h>
+
+#include "moge/err.h"
+
+#define ROWS_CHUNK 64
+#define BLAS_ROWS  8
+#define BLAS_OUT   32
+
+int moge_act_init(struct moge_act *act, struct moge_arena *arena, int32_t n_rows, int32_t n_in) {
+    size_t rows = (size_t)n_rows, values = (size_t)n_in, blocks = values / MOGE_QBLOCK;
+    if (values != 0 && rows > SIZE_MAX / values)
+        return MOGE_NOMEM;
+    struct moge_act made = {.n_in = n_in};
+    size_t mark = moge_arena_mark(arena);
+    made.f32 = moge_arena_take(arena, rows * values, sizeof *made.f32);
+    made.q = moge_arena_take(arena, rows * values, sizeof *made.q);
+    made.d = moge_arena_take(arena, rows * blocks, sizeof *made.d);
+    made.sum = moge_arena_take(arena, rows * blocks, sizeof *made.sum);
+    if (!made.f32 || !made.q || !made.d || !made.sum) {
+        moge_arena_reset(arena, mark);
+        return MOGE_NOMEM;
+    }
+    *act = made;
+    return 0;
+}
+
+void moge_act_quantize(struct moge_act *act, const struct moge_kernels *kernels, int32_t row) {
+    size_t at = (size_t)row * (size_t)act->n_in;
+    size_t block = (size_t)row * (size_t)(act->n_in / MOGE_QBLOCK);
+    kernels->quantize(act->f32 + at, act->n_in, act->q + at, act->d + block, act->sum + block);
+}
+
+static bool is_panel(enum moge_type type) {
+    return type == MOGE_TYPE_Q8_0 || type == MOGE_TYPE_Q4_0;
+}
+
+static size_t float_bytes(enum moge_type type) {
+    MOGE_ASSERT(type == MOGE_TYPE_F32 || type == MOGE_TYPE_F16 || type == MOGE_TYPE_BF16);
+    return type == MOGE_TYPE_F32 ? 4 : 2;
+}
+
+static size_t panel_bytes(enum moge_type type, int32_t n_in) {
+    size_t block = type == MOGE_TYPE_Q8_0 ? MOGE_PANEL_Q8_0_BYTES : MOGE_PANEL_Q4_0_BYTES;
+    return (size_t)(n_in / MOGE_QBLOCK) * block;
+}
+
+size_t moge_matrix_bytes(enum moge_type type, int32_t n_out, int32_t n_in) {
+    size_t rows = (size_t)n_out;
+    if (!is_panel(type))
+        return rows * (size_t)n_in * float_bytes(type);
+    return (rows + MOGE_PANEL_ROWS - 1) / MOGE_PANEL_ROWS * panel_bytes(type, n_in);
+}
+
+/* The 32 columns of one GGUF block into its quads of 4 in lane `j`. */
+static void pack_block_q8_0(const struct moge_block_q8_0 *block, int j, uint8_t *quads) {
+    for (int k = 0; k < MOGE_QBLOCK / 4; k++)
+        memcpy(quads + k * 4 * MOGE_PANEL_ROWS + 4 * j, block->q + 4 * k, 4);
+}
+
+/* GGUF's byte i holds columns i and i + 16, which is what a pair of quads (k, k + 4) wants. */
+static void pack_block_q4_0(const struct moge_block_q4_0 *block, int j, uint8_t *quads) {
+    for (int k = 0; k < MOGE_QBLOCK / 8; k++)
+        memcpy(quads + k * 4 * MOGE_PANEL_ROWS + 4 * j, block->q + 4 * k, 4);
+}
+
+/* Row `j` of a panel from n_blocks GGUF blocks (drawn in kernels/quant.c). */
+static void pack_row(enum moge_type type, const uint8_t *source, int32_t n_blocks, int j,
+                     uint8_t *panel) {
+    const size_t scale_bytes = MOGE_PANEL_ROWS * sizeof(uint16_t);
+    const size_t quad_bytes =
+        (type == MOGE_TYPE_Q8_0 ? MOGE_PANEL_Q8_0_BYTES : MOGE_PANEL_Q4_0_BYTES) - scale_bytes;
+    for (int32_t first = 0; first < n_blocks; first += MOGE_PANEL_BLOCKS) {
+        int32_t left = n_blocks - first, n = left < MOGE_PANEL_BLOCKS ? left : MOGE_PANEL_BLOCKS;
+        uint8_t *scales = panel + sizeof(uint16_t) * (size_t)j;
+        uint8_t *quads = panel + (size_t)n * scale_bytes;
+        for (int32_t i = 0; i < n; i++, scales += scale_bytes, quads += quad_bytes) {
+            memcpy(scales, source, sizeof(uint16_t)); /* both kinds of block begin with d */
+            if (type == MOGE_TYPE_Q8_0) {
+                pack_block_q8_0((const void *)source, j, quads);
+                source += sizeof(struct moge_block_q8_0);
+            } else {
+                pack_block_q4_0((const void *)source, j, quads);
+                source += sizeof(struct moge_block_q4_0);
+            }
+        }
+        panel = quads;
+    }
+}
+
+void moge_matrix_pack(enum moge_type type, const void *source, int32_t n_out, int32_t n_in,
+                      int32_t begin, int32_t end, void *target) {
+    MOGE_ASSERT(0 <= begin && begin <= end && end <= n_out);
+    if (!is_panel(type)) {
+        size_t row_bytes = (size_t)n_in * float_bytes(type), at = (size_t)begin * row_bytes;
+        memcpy((uint8_t *)target + at, (const uint8_t *)source + at,
+               (size_t)(end - begin) * row_bytes);
+        return;
+    }
+    MOGE_ASSERT(n_in % MOGE_QBLOCK == 0 && begin % MOGE_PANEL_ROWS == 0);
+    MOGE_ASSERT(end % MOGE_PANEL_ROWS == 0 || end == n_out);
+    int32_t n_blocks = n_in / MOGE_QBLOCK;
+    size_t bytes = panel_bytes(type, n_in), row_bytes = bytes / MOGE_PANEL_ROWS;
+    for (int32_t row = begin; row < end; row += MOGE_PANEL_ROWS) {
+        uint8_t *panel = (uint8_t *)target + (size_t)(row / MOGE_PANEL_ROWS) * bytes;
+        if (end - row < MOGE_PANEL_ROWS)
+            memset(panel, 0, bytes); /* rows past the end: scale 0 */
+        for (int j = 0; j < MOGE_PANEL_ROWS && row + j < end; j++)
+            pack_row(type, (const uint8_t *)source + (size_t)(row + j) * row_bytes, n_blocks, j,
+                     panel);
+    }
+}
+
+int32_t moge_gemm_grain(enum moge_type type) {
+    return is_panel(type) ? MOGE_PANEL_ROWS : BLAS_OUT;
+}
+
+size_t moge_gemm_scratch_bytes(int32_t n_in_max) {
+    size_t per_column = BLAS_ROWS + BLAS_OUT;
+    return ((size_t)n_in_max * per_column + BLAS_ROWS * BLAS_OUT) * sizeof(float);
+}
+
+/* n outputs of one row: where they belong, with the bias. */
+static void put(const float *values, const float *bias, int32_t n, float *out) {
+    for (int32_t o = 0; o < n; o++)
+        out[o] = values[o] + (bias ? bias[o] : 0.0f);
+}
+
+struct product { /* the arguments of moge_gemm that stay the same in its loops */
+    const struct moge_kernels *kernels;
+    const struct moge_matrix *weights;
+    const struct moge_act *x;
+    const int32_t *rows; /* or NULL */
+    int32_t out_begin, out_end;
+    const float *bias; /* or NULL */
+    float *out;
+    size_t out_stride;
+};
+
+static size_t act_row(const struct product *p, int32_t i) {
+    return (size_t)(p->rows ? p->rows[i] : i);
+}
+
+/* Rows first .. first + n of the list, n <= ROWS_CHUNK. */
+static void chunk_panels(const struct product *p, int32_t first, int32_t n) {
+    const struct moge_matrix *w = p->weights;
+    struct moge_qrow rows[ROWS_CHUNK];
+    float *out[ROWS_CHUNK], values[ROWS_CHUNK][MOGE_PANEL_ROWS];
+    for (int32_t i = 0; i < n; i++) {
+        size_t row = act_row(p, first + i), block = row * (size_t)(w->n_in / MOGE_QBLOCK);
+        rows[i] =
+            (struct moge_qrow){p->x->q + row * (size_t)w->n_in, p->x->d + block, p->x->sum + block};
+        out[i] = values[i];
+    }
+    size_t bytes = panel_bytes(w->type, w->n_in);
+    for (int32_t o = p->out_begin; o < p->out_end; o += MOGE_PANEL_ROWS) {
+        const uint8_t *panel = (const uint8_t *)w->data + (size_t)(o / MOGE_PANEL_ROWS) * bytes;
+        if (w->type == MOGE_TYPE_Q8_0)
+            p->kernels->panel_q8_0(panel, w->n_in, rows, n, out);
+        else
+            p->kernels->panel_q4_0(panel, w->n_in, rows, n, out);
+        int32_t left = p->out_end - o;
+        for (int32_t i = 0; i < n; i++)
+            put(values[i], p->bias ? p->bias + o : NULL,
+                left < MOGE_PANEL_ROWS ? left : MOGE_PANEL_ROWS,
+                p->out + (size_t)(first + i) * p->out_stride + o);
+    }
+}
+
+/* OpenBLAS's own threads would split sums and fight with the pool. */
+static void blas_single_thread(void) {
+    openblas_set_num_threads(1);
+}
+
+/* Outputs o .. o + n of the matrix as f32: in place, or widened into scratch. */
+static const float *wide_block(const struct product *p, int32_t o, int32_t n, float *scratch) {
+    const struct moge_matrix *w = p->weights;
+    size_t at = (size_t)o * (size_t)w->n_in;
+    if (w->type == MOGE_TYPE_F32)
+        return (const float *)w->data + at;
+    const uint16_t *narrow = (const uint16_t *)w->data + at;
+    for (int32_t i = 0; i < n; i++, narrow += w->n_in)
+        (w->type == MOGE_TYPE_F16 ? p->kernels->f16_to_f32 : p->kernels->bf16_to_f32)(
+            narrow, scratch + (size_t)i * (size_t)w->n_in, w->n_in);
+    return scratch;
+}
+
+static void float_blocks(const struct product *p, int32_t n_rows, float *scratch) {
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, blas_single_thread);
+    size_t n_in = (size_t)p->weights->n_in;
+    float *tile = scratch, *block = tile + BLAS_ROWS * n_in, *values = block + BLAS_OUT * n_in;
+    for (int32_t o = p->out_begin; o < p->out_end; o += BLAS_OUT) {
+        int32_t left = p->out_end - o, n = left < BLAS_OUT ? left : BLAS_OUT;
+        const float *wide = wide_block(p, o, n, block);
+        for (int32_t first = 0; first < n_rows; first += BLAS_ROWS) {
+            int32_t in_tile = n_rows - first < BLAS_ROWS ? n_rows - first : BLAS_ROWS;
+            for (int32_t i = 0; i < in_tile; i++)
+                memcpy(tile + (size_t)i * n_in, p->x->f32 + act_row(p, first + i) * n_in,
+                       n_in * sizeof *tile);
+            memset(tile + (size_t)in_tile * n_in, 0,
+                   (size_t)(BLAS_ROWS - in_tile) * n_in * sizeof *tile);
+            cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, BLAS_ROWS, n, (int)n_in, 1.0f,
+                        tile, (int)n_in, wide, (int)n_in, 0.0f, values, BLAS_OUT);
+            for (int32_t i = 0; i < in_tile; i++)
+                put(values + i * BLAS_OUT, p->bias ? p->bias + o : NULL, n,
+                    p->out + (size_t)(first + i) * p->out_stride + o);
+        }
+    }
+}
+
+void moge_gemm(const struct moge_kernels *kernels, const struct moge_matrix *weights,
+               const struct moge_act *x, const int32_t *rows, int32_t n_rows, int32_t out_begin,
+               int32_t out_end, const float *bias, float *out, size_t out_stride, void *scratch) {
+    int32_t grain = moge_gemm_grain(weights->type);
+    MOGE_ASSERT(x->n_in == weights->n_in);
+    MOGE_ASSERT(out_begin % grain == 0 || out_begin >= out_end);
+    MOGE_ASSERT(out_end % grain == 0 || out_end == weights->n_out);
+    struct product p = {.kernels = kernels,
+                        .weights = weights,
+                        .x = x,
+                        .rows = rows,
+                        .out_begin = out_begin,
+                        .out_end = out_end,
+                        .bias = bias,
+                        .out = out,
+                        .out_stride = out_stride};
+    if (!is_panel(weights->type)) {
+        float_blocks(&p, n_rows, scratch);
+        return;
+    }
+    for (int32_t first = 0; first < n_rows; first += ROWS_CHUNK)
+        chunk_panels(&p, first, n_rows - first < ROWS_CHUNK ? n_rows - first : ROWS_CHUNK);
+}

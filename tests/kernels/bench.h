@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* kernels_check --bench: GB/s of weights or floats, and GMAC/s, per kernel, level and rows.  Best
+ * of several short runs: the machine is shared. */
+#ifndef MOGE_TESTS_BENCH_H
+#define MOGE_TESTS_BENCH_H
+
+#include <time.h>
+#include "tests/kernels/panels.h"
+
+#define BENCH_SECONDS 0.03
+#define BENCH_RUNS    5
+
+static inline double bench_now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Seconds of one `call`. */
+#define BENCH(seconds, call)                                                                       \
+    do {                                                                                           \
+        seconds = 1e9;                                                                             \
+        for (int run_ = 0; run_ < BENCH_RUNS; run_++) {                                            \
+            double start_ = bench_now(), spent_;                                                   \
+            int64_t times_ = 0;                                                                    \
+            do {                                                                                   \
+                call;                                                                              \
+                times_++;                                                                          \
+                spent_ = bench_now() - start_;                                                     \
+            } while (spent_ < BENCH_SECONDS / BENCH_RUNS);                                         \
+            if (spent_ / (double)times_ < seconds)                                                 \
+                seconds = spent_ / (double)times_;                                                 \
+        }                                                                                          \
+    } while (0)
+
+enum { BENCH_IN = 2048, BENCH_ROWS = 32 };
+
+/* One panel in cache, or a walk over far more panels than any cache holds. */
+static void bench_panels(const struct moge_kernels *k, enum moge_type type, size_t n_panels) {
+    size_t bytes =
+        BENCH_IN / 32 *
+        (type == MOGE_TYPE_Q8_0 ? (size_t)MOGE_PANEL_Q8_0_BYTES : (size_t)MOGE_PANEL_Q4_0_BYTES);
+    uint8_t *panels = aligned_alloc(64, bytes * n_panels);
+    int8_t *q = malloc((size_t)BENCH_ROWS * BENCH_IN);
+    float *d = malloc(sizeof(float) * BENCH_ROWS * BENCH_IN / 32);
+    int32_t *sum = calloc((size_t)BENCH_ROWS * BENCH_IN / 32, sizeof *sum);
+    assert_true(panels && q && d && sum);
+    memset(panels, 0x21, bytes * n_panels);
+    memset(q, 3, (size_t)BENCH_ROWS * BENCH_IN);
+    for (int i = 0; i < BENCH_ROWS * BENCH_IN / 32; i++)
+        d[i] = 0.01f;
+    struct moge_qrow rows[BENCH_ROWS];
+    float values[BENCH_ROWS][8], *out[BENCH_ROWS];
+    for (int r = 0; r < BENCH_ROWS; r++) {
+        rows[r] = (struct moge_qrow){q + (size_t)r * BENCH_IN, d + r * (BENCH_IN / 32),
+                                     sum + r * (BENCH_IN / 32)};
+        out[r] = values[r];
+    }
+    const int counts[] = {1, 2, 3, 4, 5, 6, 8, 16, 32};
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+        double seconds;
+        size_t at = 0;
+        BENCH(seconds, {
+            (type == MOGE_TYPE_Q8_0 ? k->panel_q8_0 : k->panel_q4_0)(panels + at * bytes, BENCH_IN,
+                                                                     rows, counts[i], out);
+            at = at + 1 < n_panels ? at + 1 : 0;
+        });
+        printf("%-7s panel_%s %-6s rows %2d  %6.1f GB/s  %6.1f GMAC/s\n", k->isa,
+               type == MOGE_TYPE_Q8_0 ? "q8_0" : "q4_0", n_panels == 1 ? "cache" : "memory",
+               counts[i], (double)bytes / seconds * 1e-9,
+               8.0 * BENCH_IN * counts[i] / seconds * 1e-9);
+    }
+    free(panels), free(q), free(d), free(sum);
+}
+
+#define BENCH_VEC(name, n, call)                                                                   \
+    do {                                                                                           \
+        double seconds_;                                                                           \
+        BENCH(seconds_, call);                                                                     \
+        printf("%-7s %-14s n %6d  %8.3f ns each  %6.1f GB/s\n", k->isa, name, n,                   \
+               seconds_ / (double)(n)*1e9, 4e-9 * (double)(n) / seconds_);                         \
+    } while (0)
+
+static void bench_vec(const struct moge_kernels *k) {
+    enum { N = 2048, VOCAB = 32768, HEAD = 128, HEADS = 4 };
+    static float x[VOCAB], y[VOCAB], w[VOCAB];
+    static uint16_t half[VOCAB];
+    static int8_t q[N];
+    static float d[N / 32];
+    static int32_t sum[N / 32];
+    struct test_rng rng = test_rng_init(1);
+    for (int i = 0; i < VOCAB; i++) {
+        x[i] = test_float(&rng) * 2.0f;
+        w[i] = y[i] = test_float(&rng);
+        half[i] = 0x3000;
+    }
+    volatile int32_t sink;
+    BENCH_VEC("quantize", N, k->quantize(x, N, q, d, sum));
+    BENCH_VEC("rmsnorm", N, k->rmsnorm(x, w, 1e-5f, N, y));
+    BENCH_VEC("silu_mul", N, k->silu_mul(y, w, N));
+    BENCH_VEC("softmax", N, k->softmax(y, N));
+    BENCH_VEC("dot", N, y[0] = k->dot(x, w, N));
+    BENCH_VEC("rope", N, k->rope(y, w, N / HEAD, HEAD, 1));
+    BENCH_VEC("f16_to_f32", N, k->f16_to_f32(half, y, N));
+    BENCH_VEC("f32_to_f16", N, k->f32_to_f16(x, half, N));
+    BENCH_VEC("argmax", VOCAB, sink = k->argmax(x, VOCAB));
+    BENCH_VEC("gumbel (flat)", VOCAB, sink = k->gumbel_argmax(x, NULL, VOCAB, 1.0f, 1, 1));
+    x[0] = 30.0f; /* one likely token: the noise of the others is never computed */
+    BENCH_VEC("gumbel (peaked)", VOCAB, sink = k->gumbel_argmax(x, NULL, VOCAB, 1.0f, 1, 1));
+    (void)sink;
+    /* ns and GB/s of K or V as f32 per head and position */
+    BENCH_VEC("attn_scores", 16 * HEAD * HEADS,
+              k->attn_scores(x, HEADS, half, 16, HEAD, 0.1f, y, 16));
+    BENCH_VEC("attn_values", 16 * HEAD * HEADS, k->attn_values(w, 16, HEADS, half, 16, HEAD, y));
+}
+
+static int bench(void) {
+    for (const struct moge_kernels *k = levels; k < levels + n_levels; k++) {
+        if (k->panel_q8_0 != (k > levels ? k[-1].panel_q8_0 : NULL))
+            for (int type = 0; type < 2; type++) {
+                bench_panels(k, panel_types[type], 1);
+                if (k > levels)
+                    bench_panels(k, panel_types[type], 16384);
+            }
+        bench_vec(k);
+    }
+    return 0;
+}
+
+#endif
