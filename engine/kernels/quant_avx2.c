@@ -8,15 +8,19 @@
  *          lane add up to at most 16 * 15 * 127 = 30,480, so a whole block stays in int16.
  *
  * The empty asm after each addition pins the order: left alone, GCC turns the unrolled sums into
- * trees whose leaves do not fit the registers. */
+ * trees whose leaves do not fit the registers.  Likewise the split activations must really be
+ * stored, or it takes them out of registers one by one, at two operations each, where a broadcast
+ * from memory needs none. */
 #include <immintrin.h>
 #include "engine/kernels/kernels.h"
 
 #define BLOCK       32
 #define TILE        4
 #define SCALE_BYTES 16
-#define PIN(vector) __asm__("" : "+x"(vector))
 #define INLINE      static inline __attribute__((always_inline))
+
+#define PIN(vector)      __asm__("" : "+x"(vector))
+#define IN_MEMORY(array) __asm__("" : "+m"(array))
 
 static int32_t lesser(int32_t a, int32_t b) {
     return a < b ? a : b;
@@ -51,6 +55,8 @@ INLINE void block_q8_0(const uint8_t *quads, __m256 w_d, const struct moge_qrow 
         _mm256_store_si256((__m256i *)odd[r], odd_bytes(x));
         sums[r] = _mm256_setzero_si256();
     }
+    IN_MEMORY(even);
+    IN_MEMORY(odd);
 #pragma GCC unroll 8
     for (int k = 0; k < 8; k++) {
         __m256i w = _mm256_loadu_si256((const __m256i *)(quads + 32 * k));
