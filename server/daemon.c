@@ -11,6 +11,7 @@
 
 #include <errno.h>
 #include <inttypes.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -51,10 +52,24 @@ static void signals_fill(sigset_t *set) {
     sigaddset(set, SIGHUP);
 }
 
+static pthread_t main_thread;
+
+/* Runs on a thread that does not block our signals; the main thread's signalfd then sees them. */
+static void signal_forward(int number) {
+    pthread_kill(main_thread, number);
+}
+
+/* OpenBLAS starts threads while the program is loaded, before anything could be blocked, and the
+ * kernel gives a signal to any thread that takes it.  So blocking here is not enough. */
 void moge_daemon_block_signals(void) {
     sigset_t set;
     signals_fill(&set);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
+    main_thread = pthread_self();
+    struct sigaction action = {.sa_handler = signal_forward, .sa_flags = SA_RESTART};
+    sigaction(SIGTERM, &action, NULL);
+    sigaction(SIGINT, &action, NULL);
+    sigaction(SIGHUP, &action, NULL);
     signal(SIGPIPE, SIG_IGN);
 }
 
