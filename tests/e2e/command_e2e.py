@@ -111,7 +111,8 @@ class Command(unittest.TestCase):
         begin = time.monotonic()
         said = self.moge("demo", "--streams", "3", "--rounds", "2", "--max-tokens", "60")
         self.assertIn("the bytes are the same: ", said)
-        self.assertIn("guesses accepted", said)
+        # auto may well find that guessing does not pay on so small a model.
+        self.assertRegex(said, "guesses accepted|no guesses were offered")
         self.assertNotIn("\033", said, "escapes though standard output is no terminal")
         self.assertLess(time.monotonic() - begin, 100)
         self.moge("demo", "--streams", "17", status=2)
