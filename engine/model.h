@@ -10,6 +10,8 @@
 
 /* One router definition for MoGE and ordinary top-k models: score all experts, choose k in every
  * group, weigh the chosen.  n_groups 1 is plain top-k; MoGE has n_groups 8 and k_per_group 1. */
+#define MOGE_EXPERTS_MAX 512
+
 enum moge_router_score { MOGE_SCORE_SOFTMAX, MOGE_SCORE_SIGMOID };
 enum moge_group_score { MOGE_GROUP_MAX, MOGE_GROUP_TOP2_SUM };
 struct moge_router {

@@ -59,14 +59,19 @@ const struct moge_model_info *moge_model_info(const struct moge_model *model);
 /* Borrowed; lives as long as the model. */
 const struct moge_tokenizer *moge_model_tokenizer(const struct moge_model *model);
 
+/* How keys and values are kept.  F32 costs twice the memory; it is for comparing with references.
+ */
+enum moge_kv_type { MOGE_KV_F16, MOGE_KV_F32 };
+
 struct moge_engine_options {
     int32_t n_pages;       /* KV pages: page ids 0..n_pages-1 may appear in block tables */
     int32_t n_rows_max;    /* most rows of one forward */
     int32_t n_logits_max;  /* most rows of logits of one forward */
     int32_t n_context_max; /* most positions of one sequence; at most the model's n_context */
+    enum moge_kv_type kv_type;
 };
 
-/* Bytes of KV arena that one page costs this model. */
+/* Bytes of KV arena that one page costs this model with MOGE_KV_F16. */
 int64_t moge_engine_page_bytes(const struct moge_model *model);
 
 /* Keeps model and threads (both must outlive the engine). */

@@ -17,8 +17,9 @@
 #include "moge/batch.h"
 #include "moge/err.h"
 
-#define MOGE_LOGIT_BIAS_MAX 1024
-#define MOGE_STOP_IDS_MAX   64
+#define MOGE_LOGIT_BIAS_MAX  1024
+#define MOGE_STOP_IDS_MAX    64
+#define MOGE_TEMPERATURE_MIN 1e-5f /* below it a temperature counts as 0 */
 
 struct moge_logit_bias {
     int32_t id;

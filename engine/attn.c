@@ -1,0 +1,141 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Paged grouped-query attention.
+ *
+ *      query heads   0 1 2 3 | 4 5 6 7        all heads of a KV head go through its page together
+ *      KV heads         0    |    1
+ *      pages of the row's sequence, in order: [16 positions][16 positions][1..16 positions]
+ *
+ * A unit of work is (KV head, row).  For one row: scores of all positions 0..pos, softmax, then the
+ * values in the same order.  The order depends on the position alone, so chunking and neighbours
+ * change nothing.
+ *
+ * K and V of all rows must be stored before any row attends, because rows of one chunk see each
+ * other.  When the KV heads divide evenly among the threads, each thread stores and attends the
+ * same heads and nobody waits; otherwise a barrier stands between. */
+#include <math.h>
+#include <string.h>
+
+#include "engine/engine_state.h"
+
+/* ---- formats ---- */
+
+static void f16_store(const struct moge_kernels *kernels, const float *x, void *cells, int32_t n) {
+    kernels->f32_to_f16(x, cells, n);
+}
+
+static void f16_scores(const struct moge_kernels *kernels, const float *q, int32_t n_q,
+                       const void *k, int32_t n_tok, int32_t head_dim, float scale, float *scores,
+                       size_t stride) {
+    kernels->attn_scores(q, n_q, k, n_tok, head_dim, scale, scores, stride);
+}
+
+static void f16_values(const struct moge_kernels *kernels, const float *p, size_t stride,
+                       int32_t n_q, const void *v, int32_t n_tok, int32_t head_dim, float *out) {
+    kernels->attn_values(p, stride, n_q, v, n_tok, head_dim, out);
+}
+
+static void f32_store(const struct moge_kernels *kernels, const float *x, void *cells, int32_t n) {
+    (void)kernels;
+    memcpy(cells, x, (size_t)n * sizeof *x);
+}
+
+static void f32_scores(const struct moge_kernels *kernels, const float *q, int32_t n_q,
+                       const void *k, int32_t n_tok, int32_t head_dim, float scale, float *scores,
+                       size_t stride) {
+    const float *keys = k;
+    for (int32_t h = 0; h < n_q; h++)
+        for (int32_t t = 0; t < n_tok; t++)
+            scores[(size_t)h * stride + (size_t)t] =
+                scale *
+                kernels->dot(q + (ptrdiff_t)h * head_dim, keys + (ptrdiff_t)t * head_dim, head_dim);
+}
+
+static void f32_values(const struct moge_kernels *kernels, const float *p, size_t stride,
+                       int32_t n_q, const void *v, int32_t n_tok, int32_t head_dim, float *out) {
+    const float *values = v;
+    for (int32_t h = 0; h < n_q; h++)
+        for (int32_t t = 0; t < n_tok; t++)
+            kernels->axpy(out + (ptrdiff_t)h * head_dim, p[(size_t)h * stride + (size_t)t],
+                          values + (ptrdiff_t)t * head_dim, head_dim);
+}
+
+const struct moge_kv_format *moge_kv_format(enum moge_kv_type type) {
+    static const struct moge_kv_format formats[] = {
+        [MOGE_KV_F16] = {sizeof(uint16_t), f16_store, f16_scores, f16_values},
+        [MOGE_KV_F32] = {sizeof(float), f32_store, f32_scores, f32_values},
+    };
+    return &formats[type];
+}
+
+/* K (which 0) or V (1) of one position of one KV head; a page's positions lie one after the other.
+ */
+static void *kv_cells(const struct moge_engine *engine, int32_t layer, int which, int32_t kv_head,
+                      const struct moge_row *row, int32_t pos) {
+    const struct moge_model_info *info = &engine->model->info;
+    size_t page = (size_t)row->pages[pos / MOGE_PAGE_TOKENS],
+           n_pages = (size_t)engine->options.n_pages;
+    size_t block =
+        (((size_t)layer * n_pages + page) * 2 + (size_t)which) * (size_t)info->n_kv_heads +
+        (size_t)kv_head;
+    size_t cell = block * MOGE_PAGE_TOKENS + (size_t)(pos % MOGE_PAGE_TOKENS);
+    return engine->kv + cell * (size_t)info->head_dim * engine->kv_format->value_bytes;
+}
+
+/* ---- the work ---- */
+
+static void store_row(struct moge_engine *engine, int32_t layer, int32_t kv_head, int32_t row) {
+    const struct moge_model *model = engine->model;
+    const struct moge_kernels *kernels = engine->kernels;
+    size_t head_dim = (size_t)model->info.head_dim, n_kv = (size_t)model->info.n_kv_heads;
+    int32_t group = model->info.n_heads / model->info.n_kv_heads;
+    const struct moge_row *r = &engine->rows[row];
+    const float *cs = engine->rope + (size_t)r->pos * head_dim;
+    float *q = engine->q + ((size_t)row * n_kv + (size_t)kv_head) * (size_t)group * head_dim;
+    float *k = engine->k + ((size_t)row * n_kv + (size_t)kv_head) * head_dim;
+    const float *v = engine->v + ((size_t)row * n_kv + (size_t)kv_head) * head_dim;
+    kernels->rope(q, cs, group, (int32_t)head_dim, model->rope_neox);
+    kernels->rope(k, cs, 1, (int32_t)head_dim, model->rope_neox);
+    const struct moge_kv_format *format = engine->kv_format;
+    format->store(kernels, k, kv_cells(engine, layer, 0, kv_head, r, r->pos), (int32_t)head_dim);
+    format->store(kernels, v, kv_cells(engine, layer, 1, kv_head, r, r->pos), (int32_t)head_dim);
+}
+
+static void attend_row(struct moge_engine *engine, int32_t layer, int32_t kv_head, int32_t row,
+                       float *scores) {
+    const struct moge_model_info *info = &engine->model->info;
+    const struct moge_kernels *kernels = engine->kernels;
+    const struct moge_kv_format *format = engine->kv_format;
+    const struct moge_row *r = &engine->rows[row];
+    int32_t group = info->n_heads / info->n_kv_heads, n_seen = r->pos + 1;
+    size_t at =
+        ((size_t)row * (size_t)info->n_heads + (size_t)(kv_head * group)) * (size_t)info->head_dim;
+    size_t stride = (size_t)engine->options.n_context_max;
+    const float *q = engine->q + at;
+    float *out = engine->attn.f32 + at;
+    float scale = 1.0f / sqrtf((float)info->head_dim);
+    for (int32_t p = 0; p < n_seen; p += MOGE_PAGE_TOKENS) {
+        int32_t n = n_seen - p < MOGE_PAGE_TOKENS ? n_seen - p : MOGE_PAGE_TOKENS;
+        format->scores(kernels, q, group, kv_cells(engine, layer, 0, kv_head, r, p), n,
+                       info->head_dim, scale, scores + p, stride);
+    }
+    for (int32_t h = 0; h < group; h++)
+        kernels->softmax(scores + (size_t)h * stride, n_seen);
+    memset(out, 0, (size_t)group * (size_t)info->head_dim * sizeof *out);
+    for (int32_t p = 0; p < n_seen; p += MOGE_PAGE_TOKENS) {
+        int32_t n = n_seen - p < MOGE_PAGE_TOKENS ? n_seen - p : MOGE_PAGE_TOKENS;
+        format->values(kernels, scores + p, stride, group,
+                       kv_cells(engine, layer, 1, kv_head, r, p), n, info->head_dim, out);
+    }
+}
+
+void moge_attn_run(struct moge_engine *engine, int32_t layer, int i_thread) {
+    int32_t n_kv = engine->model->info.n_kv_heads, n_rows = engine->n_rows;
+    int32_t begin, end;
+    moge_threads_split(n_kv * n_rows, 1, i_thread, engine->n_threads, &begin, &end);
+    for (int32_t unit = begin; unit < end; unit++)
+        store_row(engine, layer, unit / n_rows, unit % n_rows);
+    if (n_kv % engine->n_threads != 0)
+        moge_threads_barrier(engine->threads);
+    for (int32_t unit = begin; unit < end; unit++)
+        attend_row(engine, layer, unit / n_rows, unit % n_rows, engine->workers[i_thread].scores);
+}

@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What an engine holds: the KV arena and the scratch of one forward, all sized at start.  Shared by
+ * the files that make up the pass: engine.c (life and checks), forward.c (the pass), attn.c, moe.c,
+ * router.c. */
+#ifndef MOGE_ENGINE_STATE_H
+#define MOGE_ENGINE_STATE_H
+
+#include "engine/model.h"
+#include "moge/engine.h"
+
+/* With so few rows every thread prepares its own copy of a matrix's input instead of waiting at a
+ * barrier for a shared one: preparing a row twice costs less than meeting once. */
+#define MOGE_ROWS_REDUNDANT 4
+
+/* What one thread has to itself. */
+struct moge_worker {
+    struct moge_act norm; /* [MOGE_ROWS_REDUNDANT, dim] normalised rows, own copy */
+    struct moge_act
+        attn; /* [MOGE_ROWS_REDUNDANT, heads * head_dim] quantised attention output, own copy */
+    float *scores; /* [heads per KV head, n_context_max] */
+    void *gemm;    /* moge_gemm_scratch_bytes */
+    /* The layer's routing, worked out by every thread for itself when rows are few. */
+    float *router_logits;  /* [n_experts] */
+    int32_t *chosen;       /* [n_rows_max, n_used] own copy when rows are few */
+    float *weights;        /* [n_rows_max, n_used] */
+    float *shared_weight;  /* [n_rows_max] of the shared expert, where the model gates it */
+    int32_t *expert_begin; /* [n_experts + 1] where an expert's pairs begin */
+    int32_t
+        *pair_row; /* [n_rows_max * n_used] row of each pair, sorted by expert, rows ascending */
+    float *pair_weight; /* [n_rows_max * n_used] */
+};
+
+/* One row of the batch, flattened out of its span. */
+struct moge_row {
+    int32_t token, pos;
+    const int32_t *pages; /* block table of its sequence */
+};
+
+struct moge_engine {
+    /* ---- constant after new ---- */
+    const struct moge_model *model;
+    struct moge_threads *threads;
+    const struct moge_kernels *kernels;
+    struct moge_engine_options options;
+    struct moge_arena kv_arena, arena;
+    const struct moge_kv_format *kv_format;
+    unsigned char
+        *kv;     /* [n_layers, n_pages, 2 (K, V), n_kv_heads, 16, head_dim] values of the format */
+    float *rope; /* [n_context_max, head_dim / 2, 2 (cos, sin)] */
+    float *logits; /* [n_logits_max, n_vocab] */
+    int32_t n_threads;
+    struct moge_worker *workers; /* [n_threads] */
+    /* ---- one forward ---- */
+    int32_t n_rows, n_logits;
+    struct moge_row *rows;  /* [n_rows_max] */
+    int32_t *logits_of;     /* [n_logits_max] row of the batch that a row of logits belongs to */
+    float *x;               /* [n_rows_max, dim] the residual stream */
+    float *delta;           /* [n_rows_max, dim] what a part adds to it */
+    struct moge_act norm;   /* [n_rows_max, dim] normalised rows, when shared */
+    float *q;               /* [n_rows_max, heads * head_dim] */
+    float *k, *v;           /* [n_rows_max, kv_heads * head_dim] */
+    struct moge_act attn;   /* [n_rows_max, heads * head_dim] attention output */
+    struct moge_act hidden; /* [n_rows_max * n_used, expert_dim] between up and down, routed */
+    struct moge_act shared; /* [n_rows_max, ffn_dim] the same of the dense or shared FFN */
+    float *up; /* [n_rows_max, expert_dim] one expert after the other: a thread's own columns */
+    float *up_shared;     /* [n_rows_max, ffn_dim] another, as threads may be in different FFNs at a
+                             time */
+    int32_t *chosen;      /* [n_rows_max, n_used] when shared */
+    float *weights;       /* [n_rows_max, n_used] */
+    float *shared_weight; /* [n_rows_max] */
+    struct moge_forward_stats stats;
+};
+
+/* How a format keeps keys and values, and reads a page of one KV head; contracts as in kernels.h.
+ */
+struct moge_kv_format {
+    size_t value_bytes;
+    void (*store)(const struct moge_kernels *kernels, const float *x, void *cells, int32_t n);
+    void (*scores)(const struct moge_kernels *kernels, const float *q, int32_t n_q, const void *k,
+                   int32_t n_tok, int32_t head_dim, float scale, float *scores, size_t stride);
+    void (*values)(const struct moge_kernels *kernels, const float *p, size_t stride, int32_t n_q,
+                   const void *v, int32_t n_tok, int32_t head_dim, float *out);
+};
+const struct moge_kv_format *moge_kv_format(enum moge_kv_type type);
+
+/* This thread's share of n outputs of a matrix, in units that every matrix involved accepts. */
+static inline void moge_share(int32_t n_out, int32_t grain, int i_thread, int n_threads,
+                              int32_t *begin, int32_t *end) {
+    moge_threads_split(n_out, grain, i_thread, n_threads, begin, end);
+}
+
+static inline bool moge_is_quantized(const struct moge_matrix *matrix) {
+    return matrix->type == MOGE_TYPE_Q8_0 || matrix->type == MOGE_TYPE_Q4_0;
+}
+
+/* The whole pass as one thread of the pool runs it; arg is the engine. */
+void moge_forward_thread(void *arg, int i_thread, int n_threads);
+
+/* Rotates q and k of every row, stores K and V in their pages, attends: engine->attn.f32.  Ends
+ * without a barrier. */
+void moge_attn_run(struct moge_engine *engine, int32_t layer, int i_thread);
+
+/* Routed and shared experts, or the dense FFN, of normalised rows `in`, added to engine->x.  Ends
+ * without a barrier. */
+void moge_moe_run(struct moge_engine *engine, const struct moge_layer *layer,
+                  const struct moge_act *in, int i_thread);
+
+/* Chooses experts and weighs them for one row of router logits (overwritten).  chosen and weights
+ * have room for router->n_used; chosen comes out ascending.  bias and scale: [n_experts] or NULL.
+ */
+void moge_router_choose(const struct moge_router *router, const struct moge_kernels *kernels,
+                        float *logits, const float *bias, const float *scale, int32_t *chosen,
+                        float *weights);
+
+#endif

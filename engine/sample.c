@@ -1,0 +1,342 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* How a row of logits becomes a token.
+ *
+ *   greedy or nothing to cut:   one pass (argmax, or Gumbel argmax) over the row
+ *   top_k, top_p, min_p:        candidates above a threshold are gathered, ordered, cut, and raced
+ *
+ * Orders are total (larger logit first, lower id on ties) and sums run in a fixed order, so the
+ * outcome is a pure function of the row.  NaN logits count as minus infinity. */
+#include "moge/sample.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "engine/kernels/kernels.h"
+
+struct candidate {
+    float logit; /* divided by the temperature */
+    int32_t id;
+};
+
+struct moge_sampler {
+    int32_t n_vocab;
+    const struct moge_kernels *kernels;
+    float *logits;          /* [n_vocab] adjusted copy of the row */
+    struct candidate *kept; /* [n_vocab] */
+    float *kept_logits;     /* [n_vocab] the same as columns, for the race */
+    int32_t *kept_ids;      /* [n_vocab] */
+    float *weights;         /* [n_vocab] */
+    int32_t *counts;        /* [n_vocab] occurrences in the output; all 0 between calls */
+    uint8_t *seen;          /* [n_vocab] occurs in prompt or output; all 0 between calls */
+};
+
+struct moge_sample_params moge_sample_params_default(void) {
+    return (struct moge_sample_params){
+        .temperature = 1, .top_p = 1, .repetition_penalty = 1, .n_logprobs = -1};
+}
+
+/* ---- checks ---- */
+
+static int field_range(const char *name, double value, double min, double max,
+                       struct moge_err *err) {
+    if (value >= min && value <= max) /* false for NaN */
+        return 0;
+    return moge_fail(err, MOGE_INVALID, "%s is %g; it must be %g..%g", name, value, min, max);
+}
+
+static int ids_check(const struct moge_sample_params *params, int32_t n_vocab,
+                     struct moge_err *err) {
+    if (params->n_bias < 0 || params->n_bias > MOGE_LOGIT_BIAS_MAX)
+        return moge_fail(err, MOGE_INVALID, "logit_bias has %d entries; at most %d are possible",
+                         params->n_bias, MOGE_LOGIT_BIAS_MAX);
+    if (params->n_stop_ids < 0 || params->n_stop_ids > MOGE_STOP_IDS_MAX)
+        return moge_fail(err, MOGE_INVALID, "there are %d stop ids; at most %d are possible",
+                         params->n_stop_ids, MOGE_STOP_IDS_MAX);
+    for (int32_t i = 0; i < params->n_bias; i++) {
+        if (params->bias[i].id < 0 || params->bias[i].id >= n_vocab)
+            return moge_fail(err, MOGE_INVALID, "logit_bias names token %d; the vocabulary has %d",
+                             params->bias[i].id, n_vocab);
+        if (isnan(params->bias[i].bias) || params->bias[i].bias == INFINITY)
+            return moge_fail(err, MOGE_INVALID,
+                             "logit_bias of token %d is not a finite number (nor a ban)",
+                             params->bias[i].id);
+    }
+    for (int32_t i = 0; i < params->n_stop_ids; i++)
+        if (params->stop_ids[i] < 0 || params->stop_ids[i] >= n_vocab)
+            return moge_fail(err, MOGE_INVALID, "stop id %d is not in the vocabulary of %d",
+                             params->stop_ids[i], n_vocab);
+    return 0;
+}
+
+int moge_sample_params_check(const struct moge_sample_params *params, int32_t n_vocab,
+                             struct moge_err *err) {
+    const struct {
+        const char *name;
+        double value, min, max;
+    } fields[] = {
+        {"temperature", (double)params->temperature, 0, 100},
+        {"min_p", (double)params->min_p, 0, 1},
+        {"top_k", params->top_k, 0, INT32_MAX},
+        {"presence_penalty", (double)params->presence_penalty, -2, 2},
+        {"frequency_penalty", (double)params->frequency_penalty, -2, 2},
+        {"min_tokens", params->min_tokens, 0, INT32_MAX},
+        {"logprobs", params->n_logprobs, -1, MOGE_LOGPROBS_MAX},
+    };
+    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++)
+        if (field_range(fields[i].name, fields[i].value, fields[i].min, fields[i].max, err) != 0)
+            return MOGE_INVALID;
+    if (!(params->top_p > 0 && params->top_p <= 1))
+        return moge_fail(err, MOGE_INVALID, "top_p is %g; it must be above 0 and at most 1",
+                         (double)params->top_p);
+    if (!(params->min_p < 1))
+        return moge_fail(err, MOGE_INVALID, "min_p is %g; it must be at least 0 and below 1",
+                         (double)params->min_p);
+    if (!(params->repetition_penalty > 0 && params->repetition_penalty <= 100))
+        return moge_fail(err, MOGE_INVALID,
+                         "repetition_penalty is %g; it must be above 0 and at most 100",
+                         (double)params->repetition_penalty);
+    return ids_check(params, n_vocab, err);
+}
+
+/* ---- life ---- */
+
+int moge_sampler_new(struct moge_sampler **out, int32_t n_vocab, struct moge_err *err) {
+    if (n_vocab < 1)
+        return moge_fail(err, MOGE_INVALID, "a vocabulary of %d tokens cannot be sampled from",
+                         n_vocab);
+    struct moge_sampler *sampler = calloc(1, sizeof *sampler);
+    if (!sampler)
+        return moge_fail(err, MOGE_NOMEM, "no memory for a sampler");
+    size_t n = (size_t)n_vocab;
+    sampler->n_vocab = n_vocab;
+    sampler->kernels = moge_kernels();
+    sampler->logits = calloc(n, sizeof *sampler->logits);
+    sampler->kept = calloc(n, sizeof *sampler->kept);
+    sampler->kept_logits = calloc(n, sizeof *sampler->kept_logits);
+    sampler->kept_ids = calloc(n, sizeof *sampler->kept_ids);
+    sampler->weights = calloc(n, sizeof *sampler->weights);
+    sampler->counts = calloc(n, sizeof *sampler->counts);
+    sampler->seen = calloc(n, sizeof *sampler->seen);
+    if (!sampler->logits || !sampler->kept || !sampler->kept_logits || !sampler->kept_ids ||
+        !sampler->weights || !sampler->counts || !sampler->seen) {
+        moge_sampler_free(sampler);
+        return moge_fail(err, MOGE_NOMEM, "no memory to sample from %d tokens", n_vocab);
+    }
+    *out = sampler;
+    return 0;
+}
+
+void moge_sampler_free(struct moge_sampler *sampler) {
+    if (!sampler)
+        return;
+    free(sampler->logits);
+    free(sampler->kept);
+    free(sampler->kept_logits);
+    free(sampler->kept_ids);
+    free(sampler->weights);
+    free(sampler->counts);
+    free(sampler->seen);
+    free(sampler);
+}
+
+/* ---- adjustments: penalties, bias, min_tokens ---- */
+
+static bool has_penalties(const struct moge_sample_params *params) {
+    return params->repetition_penalty != 1 || params->presence_penalty != 0 ||
+           params->frequency_penalty != 0;
+}
+
+/* Each distinct token of the history once; counts and seen are zero again afterwards. */
+static void penalise(struct moge_sampler *sampler, const struct moge_sample_params *params,
+                     const int32_t *tokens, int32_t n_prompt, int32_t n_tokens) {
+    for (int32_t i = 0; i < n_tokens; i++) {
+        sampler->seen[tokens[i]] = 1;
+        if (i >= n_prompt)
+            sampler->counts[tokens[i]]++;
+    }
+    for (int32_t i = 0; i < n_tokens; i++) {
+        int32_t id = tokens[i], count = sampler->counts[id];
+        if (!sampler->seen[id])
+            continue;
+        float *logit = &sampler->logits[id];
+        *logit =
+            *logit > 0 ? *logit / params->repetition_penalty : *logit * params->repetition_penalty;
+        if (count > 0)
+            *logit -= params->presence_penalty + params->frequency_penalty * (float)count;
+        sampler->seen[id] = 0;
+        sampler->counts[id] = 0;
+    }
+}
+
+/* The row to choose from: the engine's own when nothing is to be changed, else an adjusted copy. */
+static const float *adjust(struct moge_sampler *sampler, const struct moge_sample_params *params,
+                           const float *logits, const int32_t *tokens, int32_t n_prompt,
+                           int32_t n_tokens) {
+    bool masks = n_tokens - n_prompt < params->min_tokens && params->n_stop_ids > 0;
+    if (!has_penalties(params) && params->n_bias == 0 && !masks)
+        return logits;
+    memcpy(sampler->logits, logits, (size_t)sampler->n_vocab * sizeof *logits);
+    if (has_penalties(params))
+        penalise(sampler, params, tokens, n_prompt, n_tokens);
+    for (int32_t i = 0; i < params->n_bias; i++)
+        sampler->logits[params->bias[i].id] += params->bias[i].bias;
+    for (int32_t i = 0; i < params->n_stop_ids && masks; i++)
+        sampler->logits[params->stop_ids[i]] = -INFINITY;
+    return sampler->logits;
+}
+
+/* ---- the keep set ---- */
+
+static bool better(const struct candidate *a, const struct candidate *b) {
+    return a->logit > b->logit || (a->logit == b->logit && a->id < b->id);
+}
+
+static int by_rank(const void *a, const void *b) {
+    return better(a, b) ? -1 : better(b, a) ? 1 : 0;
+}
+
+/* Moves the n best of kept[0..n_all) to the front, in no order (Hoare's selection, middle pivots).
+ */
+static void select_best(struct candidate *kept, int32_t n_all, int32_t n) {
+    int32_t low = 0, high = n_all - 1;
+    while (low < high) {
+        struct candidate pivot = kept[low + (high - low) / 2];
+        int32_t i = low, j = high;
+        while (i <= j) {
+            while (better(&kept[i], &pivot))
+                i++;
+            while (better(&pivot, &kept[j]))
+                j--;
+            if (i <= j) {
+                struct candidate swap = kept[i];
+                kept[i++] = kept[j];
+                kept[j--] = swap;
+            }
+        }
+        if (n <= j + 1)
+            high = j;
+        else if (n > i)
+            low = i;
+        else
+            return;
+    }
+}
+
+/* Every token that is not banned, by id. */
+static int32_t gather(struct moge_sampler *sampler, const float *logits, float inverse) {
+    int32_t n = 0;
+    for (int32_t id = 0; id < sampler->n_vocab; id++)
+        if (logits[id] > -INFINITY) /* false for NaN */
+            sampler->kept[n++] = (struct candidate){logits[id] * inverse, id};
+    return n;
+}
+
+/* exp(logit - largest) of the first n, in order, and their sum in that order. */
+static double weigh(struct moge_sampler *sampler, int32_t n, float largest) {
+    for (int32_t i = 0; i < n; i++)
+        sampler->kept_logits[i] = sampler->kept[i].logit;
+    sampler->kernels->exp_sum(sampler->kept_logits, largest, 1, n, sampler->weights);
+    double sum = 0;
+    for (int32_t i = 0; i < n; i++)
+        sum += (double)sampler->weights[i];
+    return sum;
+}
+
+/* The shortest beginning of the ranking with at least top_p of the mass.  Ranks only as much of it
+ * as is needed: the best 64, then four times as many, and so on. */
+static int32_t cut_top_p(struct moge_sampler *sampler, int32_t n, float top_p, float largest) {
+    double wanted = (double)top_p * weigh(sampler, n, largest), sum = 0;
+    int32_t n_ranked = 0;
+    for (int32_t n_next = 64; n_ranked < n; n_next *= 4) {
+        if (n_next > n || n_next < 0)
+            n_next = n;
+        select_best(sampler->kept + n_ranked, n - n_ranked, n_next - n_ranked);
+        qsort(sampler->kept + n_ranked, (size_t)(n_next - n_ranked), sizeof *sampler->kept,
+              by_rank);
+        weigh(sampler, n_next, largest);
+        for (; n_ranked < n_next; n_ranked++) {
+            sum += (double)sampler->weights[n_ranked];
+            if (sum >= wanted)
+                return n_ranked + 1;
+        }
+    }
+    return n;
+}
+
+/* min_p: at least min_p times as likely as the best. */
+static int32_t cut_min_p(struct moge_sampler *sampler, int32_t n, float min_p, float largest) {
+    weigh(sampler, n, largest);
+    int32_t n_kept = 0;
+    for (int32_t i = 0; i < n; i++)
+        if (sampler->weights[i] >= min_p)
+            sampler->kept[n_kept++] = sampler->kept[i];
+    return n_kept;
+}
+
+static int32_t pick_from_kept(struct moge_sampler *sampler, const struct moge_sample_params *params,
+                              const float *logits, int32_t best, int32_t pos) {
+    float inverse = 1 / params->temperature, largest = logits[best] * inverse;
+    int32_t n = gather(sampler, logits, inverse);
+    if (params->top_k > 0 && params->top_k < n) {
+        select_best(sampler->kept, n, params->top_k);
+        n = params->top_k;
+        qsort(sampler->kept, (size_t)n, sizeof *sampler->kept,
+              by_rank); /* one order for the sums below */
+    }
+    if (params->top_p < 1)
+        n = cut_top_p(sampler, n, params->top_p, largest);
+    if (params->min_p > 0)
+        n = cut_min_p(sampler, n, params->min_p, largest);
+    for (int32_t i = 0; i < n; i++) {
+        sampler->kept_logits[i] = sampler->kept[i].logit;
+        sampler->kept_ids[i] = sampler->kept[i].id;
+    }
+    int32_t winner = sampler->kernels->gumbel_argmax(sampler->kept_logits, sampler->kept_ids, n, 1,
+                                                     params->seed, pos);
+    return sampler->kept_ids[winner];
+}
+
+int32_t moge_sampler_pick(struct moge_sampler *sampler, const struct moge_sample_params *params,
+                          const float *logits, const int32_t *tokens, int32_t n_prompt,
+                          int32_t n_tokens) {
+    const float *row = adjust(sampler, params, logits, tokens, n_prompt, n_tokens);
+    int32_t best = sampler->kernels->argmax(row, sampler->n_vocab);
+    /* When everything is banned there is nothing to race: the lowest id, as argmax has it. */
+    if (params->temperature < MOGE_TEMPERATURE_MIN || !(row[best] > -INFINITY))
+        return best;
+    bool cuts = (params->top_k > 0 && params->top_k < sampler->n_vocab) || params->top_p < 1 ||
+                params->min_p > 0;
+    if (cuts)
+        return pick_from_kept(sampler, params, row, best, n_tokens);
+    return sampler->kernels->gumbel_argmax(row, NULL, sampler->n_vocab, 1 / params->temperature,
+                                           params->seed, n_tokens);
+}
+
+float moge_gumbel(uint64_t seed, int32_t pos, int32_t id) {
+    return moge_kernel_gumbel(seed, pos, id);
+}
+
+/* ---- log-probabilities ---- */
+
+void moge_sampler_logprobs(struct moge_sampler *sampler, const float *logits, int32_t token,
+                           int32_t n_top, struct moge_logprobs *out) {
+    float largest = logits[sampler->kernels->argmax(logits, sampler->n_vocab)];
+    float sum = sampler->kernels->exp_sum(logits, largest, 1, sampler->n_vocab, sampler->weights);
+    float log_sum = largest + logf(sum);
+    *out = (struct moge_logprobs){.chosen = logits[token] - log_sum, .rank = 1};
+    struct candidate chosen = {logits[token], token};
+    for (int32_t id = 0; id < sampler->n_vocab; id++) {
+        sampler->kept[id] = (struct candidate){logits[id], id};
+        out->rank += better(&sampler->kept[id], &chosen);
+    }
+    out->n_top = n_top < sampler->n_vocab ? n_top : sampler->n_vocab;
+    if (out->n_top == 0)
+        return;
+    select_best(sampler->kept, sampler->n_vocab, out->n_top);
+    qsort(sampler->kept, (size_t)out->n_top, sizeof *sampler->kept, by_rank);
+    for (int32_t i = 0; i < out->n_top; i++) {
+        out->top[i].id = sampler->kept[i].id;
+        out->top[i].logprob = sampler->kept[i].logit - log_sum;
+    }
+}
