@@ -150,7 +150,7 @@ static void door_name(struct door *door, const struct address *address) {
     struct address bound = {.len = sizeof bound.u};
     char host[INET6_ADDRSTRLEN] = "";
     if (door->path[0]) {
-        snprintf(door->name, sizeof door->name, "unix:%s", door->path);
+        snprintf(door->name, sizeof door->name, "unix:%s", address->u.local.sun_path);
         return;
     }
     getsockname(door->fd, &bound.u.any, &bound.len);
