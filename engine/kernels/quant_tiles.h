@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What the 256-bit levels of the panel kernels share: walking a panel for a tile of activation
+ * rows. A level includes <immintrin.h>, defines MOGE_QUANT_TILE, the most rows of a tile (up to 8),
+ * and writes block_q8_0 and block_q4_0: one block of 32 columns of 8 weight rows, unpacked once,
+ * against the n rows of the tile.  n is a constant where these are inlined, so that sums stay in
+ * registers. */
+#ifndef MOGE_QUANT_TILES_H
+#define MOGE_QUANT_TILES_H
+
+#include "engine/kernels/kernels.h"
+
+#ifdef MOGE_QUANT_TILE
+
+#define BLOCK        32
+#define SCALE_BYTES  16
+#define INLINE       static inline __attribute__((always_inline))
+#define EACH_ROW     _Pragma("GCC unroll 8") for (int r = 0; r < n; r++)
+#define EACH_QUAD(n) _Pragma("GCC unroll 8") for (int k = 0; k < (n); k++)
+
+/* After each addition, pins the order: left alone, GCC turns the unrolled integer sums into trees
+ * whose leaves do not fit the registers. */
+#define PIN(vector) __asm__("" : "+x"(vector))
+
+typedef void block_fn(const uint8_t *quads, __m256 w_d, const struct moge_qrow *rows, int32_t b,
+                      __m256 *acc, const int n);
+
+/* acc + float(sums) * (w_d * x_d): the canonical step, for 8 weight rows. */
+INLINE __m256 scaled(__m256i sums, __m256 w_d, const float *x_d, __m256 acc) {
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_mul_ps(w_d, _mm256_broadcast_ss(x_d)),
+                           acc);
+}
+
+INLINE __m256i load_quad(const uint8_t *quads, int k) {
+    return _mm256_loadu_si256(
+        (const __m256i *)(quads + 32 * k)); /* a short last group is not aligned */
+}
+
+/* Four activations to every lane. */
+INLINE __m256i broadcast_quad(const struct moge_qrow *row, int32_t b, int k) {
+    const int8_t *q = row->q + (size_t)b * BLOCK + 4 * k;
+    return _mm256_castps_si256(_mm256_broadcast_ss((const float *)(const void *)q));
+}
+
+INLINE int32_t lesser(int32_t a, int32_t b) {
+    return a < b ? a : b;
+}
+
+INLINE void tile(const uint8_t *panel, int32_t n_blocks, const struct moge_qrow *rows,
+                 float *const *out, const size_t quad_bytes, block_fn *block, const int n) {
+    __m256 acc[MOGE_QUANT_TILE];
+    EACH_ROW
+    acc[r] = _mm256_setzero_ps();
+    for (int32_t first = 0; first < n_blocks; first += MOGE_PANEL_BLOCKS) {
+        int32_t in_group = lesser(MOGE_PANEL_BLOCKS, n_blocks - first);
+        const uint8_t *quads = panel + (size_t)in_group * SCALE_BYTES;
+        for (int32_t i = 0; i < in_group; i++, quads += quad_bytes) {
+            const uint8_t *scales = panel + (size_t)i * SCALE_BYTES;
+            __m256 w_d = _mm256_cvtph_ps(_mm_load_si128((const __m128i *)scales));
+            block(quads, w_d, rows, first + i, acc, n);
+        }
+        panel = quads;
+    }
+    EACH_ROW
+    _mm256_storeu_ps(out[r], acc[r]);
+}
+
+/* Rows of the next tile: full ones, but the last two share evenly what is left. */
+INLINE int32_t tile_rows(int32_t left) {
+    if (left <= MOGE_QUANT_TILE)
+        return left;
+    return left >= 2 * MOGE_QUANT_TILE ? MOGE_QUANT_TILE : (left + 1) / 2;
+}
+
+#define TILE_CASE(rows_in_tile, type, bytes)                                                       \
+    case rows_in_tile:                                                                             \
+        if (rows_in_tile <= MOGE_QUANT_TILE)                                                       \
+            tile(at, n_in / BLOCK, rows + r, out + r, (bytes)-SCALE_BYTES, block_##type,           \
+                 lesser(rows_in_tile, MOGE_QUANT_TILE));                                           \
+        break;
+
+/* Defines panel_<type>. */
+#define PANEL(type, bytes)                                                                         \
+    static void panel_##type(const void *panel, int32_t n_in, const struct moge_qrow *rows,        \
+                             int32_t n_rows, float *const *out) {                                  \
+        const uint8_t *at = panel;                                                                 \
+        for (int32_t r = 0, n; r < n_rows; r += n) {                                               \
+            n = tile_rows(n_rows - r);                                                             \
+            switch (n) {                                                                           \
+                TILE_CASE(1, type, bytes)                                                          \
+                TILE_CASE(2, type, bytes)                                                          \
+                TILE_CASE(3, type, bytes)                                                          \
+                TILE_CASE(4, type, bytes)                                                          \
+                TILE_CASE(5, type, bytes)                                                          \
+                TILE_CASE(6, type, bytes)                                                          \
+                TILE_CASE(7, type, bytes)                                                          \
+                TILE_CASE(8, type, bytes)                                                          \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
+#endif
+#endif
