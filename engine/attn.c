@@ -64,7 +64,7 @@ const struct moge_kv_format *moge_kv_format(enum moge_kv_type type) {
         [MOGE_KV_F16] = {sizeof(uint16_t), f16_store, f16_scores, f16_values},
         [MOGE_KV_F32] = {sizeof(float), f32_store, f32_scores, f32_values},
     };
-    return &formats[type];
+    return (size_t)type < sizeof formats / sizeof formats[0] ? &formats[type] : NULL;
 }
 
 /* K (which 0) or V (1) of one position of one KV head; a page's positions lie one after the other.

@@ -22,6 +22,8 @@ static int options_check(const struct moge_model *model, const struct moge_engin
     if (options->n_context_max < 1 || options->n_context_max > model->info.n_context)
         return moge_fail(err, MOGE_INVALID, "context is %d; the model was made for 1..%d",
                          options->n_context_max, model->info.n_context);
+    if (!moge_kv_format(options->kv_type))
+        return moge_fail(err, MOGE_INVALID, "there is no KV type %d", (int)options->kv_type);
     return 0;
 }
 

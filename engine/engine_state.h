@@ -81,6 +81,7 @@ struct moge_kv_format {
     void (*values)(const struct moge_kernels *kernels, const float *p, size_t stride, int32_t n_q,
                    const void *v, int32_t n_tok, int32_t head_dim, float *out);
 };
+/* NULL for a type that does not exist. */
 const struct moge_kv_format *moge_kv_format(enum moge_kv_type type);
 
 /* This thread's share of n outputs of a matrix, in units that every matrix involved accepts. */
