@@ -19,7 +19,7 @@
 
 /* After each addition, pins the order: left alone, GCC turns the unrolled integer sums into trees
  * whose leaves do not fit the registers. */
-#define PIN(vector) __asm__("" : "+x"(vector))
+#define PIN(vector) __asm__("" : "+v"(vector))
 
 typedef void block_fn(const uint8_t *quads, __m256 w_d, const struct moge_qrow *rows, int32_t b,
                       __m256 *acc, const int n);
