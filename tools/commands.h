@@ -5,6 +5,7 @@
 #ifndef MOGE_COMMANDS_H
 #define MOGE_COMMANDS_H
 
+int moge_command_bench(int argc, char **argv);
 int moge_command_chat(int argc, char **argv);
 int moge_command_complete(int argc, char **argv);
 int moge_command_demo(int argc, char **argv);

@@ -13,6 +13,7 @@ static const struct {
     {"chat", moge_command_chat, "chat with a Pangu chat model"},
     {"info", moge_command_info, "say what a running moged serves"},
     {"demo", moge_command_demo, "compare speculation off and auto, live"},
+    {"bench", moge_command_bench, "measure the engine on this machine"},
 };
 #define N_COMMANDS (sizeof commands / sizeof commands[0])
 
