@@ -405,6 +405,9 @@ void moge_call_ready(struct moge_call *call, unsigned ready) {
     if (ready & MOGE_READY_FINAL) {
         call->engine_busy = false;
         moge_metrics_request(call->cq->rpc->options.service->metrics, call->req);
+        if (atomic_load_explicit(&call->req->finish, memory_order_relaxed) == MOGE_FINISH_ERROR)
+            moge_log(MOGE_LOG_ERROR, "request %llu failed: %s", (unsigned long long)call->req->id,
+                     call->req->err.text);
     }
     call_run(call);
 }

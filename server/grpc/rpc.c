@@ -122,10 +122,11 @@ static void *cq_main(void *arg) {
 
 /* ---- start ---- */
 
-/* gRPC calls an error much that is none of ours, such as a client that hung up. */
+/* What gRPC calls an error is often a client's doing, and a client must not be able to fill the
+ * log.
+ */
 static void library_log(gpr_log_func_args *args) {
-    moge_log(args->severity == GPR_LOG_SEVERITY_ERROR ? MOGE_LOG_WARN : MOGE_LOG_DEBUG, "gRPC: %s",
-             args->message);
+    moge_log(MOGE_LOG_DEBUG, "gRPC: %s", args->message);
 }
 
 static grpc_arg arg_int(const char *key, int64_t value) {

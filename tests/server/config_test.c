@@ -201,6 +201,25 @@ static void test_the_shipped_file(void **state) {
     assert_memory_equal(&config, &normal, sizeof config);
 }
 
+/* The manual has a line for every option, with its default. */
+static void test_the_manual(void **state) {
+    (void)state;
+    static char text[65536];
+    FILE *in = fopen(MOGE_SOURCE_DIR "/docs/OPERATIONS.md", "r");
+    assert_non_null(in);
+    text[fread(text, 1, sizeof text - 1, in)] = '\0';
+    fclose(in);
+    for (size_t i = 0; i < N_ROWS; i++) {
+        char line[96];
+        if (!rows[i].name)
+            continue;
+        snprintf(line, sizeof line, "\n| `%s` | %s |", rows[i].name,
+                 rows[i].normal ? rows[i].normal : "");
+        if (!strstr(text, line))
+            fail_msg("docs/OPERATIONS.md has no line \"%s\"", line + 1);
+    }
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),
@@ -212,6 +231,7 @@ int main(void) {
         cmocka_unit_test(test_too_many_addresses),
         cmocka_unit_test(test_help_names_every_option),
         cmocka_unit_test(test_the_shipped_file),
+        cmocka_unit_test(test_the_manual),
     };
     int fd = mkstemp(path);
     if (fd < 0)
