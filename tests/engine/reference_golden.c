@@ -61,7 +61,7 @@ struct rig {
 
 /* One sequence, all rows at once, logits of every row. */
 static void rig_open(struct rig *rig, const char *path, enum moge_weights weights,
-                     int32_t n_tokens) {
+                     enum moge_kv_type kv_type, int32_t n_tokens) {
     struct moge_err err;
     char full[512];
     memset(rig, 0, sizeof *rig);
@@ -73,7 +73,7 @@ static void rig_open(struct rig *rig, const char *path, enum moge_weights weight
                                          .n_rows_max = n_tokens,
                                          .n_logits_max = n_tokens,
                                          .n_context_max = moge_model_info(rig->model)->n_context,
-                                         .kv_type = MOGE_KV_F32};
+                                         .kv_type = kv_type};
     TEST_OK(moge_engine_new(&rig->engine, rig->model, rig->threads, &engine, &err), err);
     for (int32_t i = 0; i < 256; i++)
         rig->pages[i] = 255 - i;
@@ -127,7 +127,7 @@ static double worst_difference(const struct golden *g, const float *logits) {
 static void compare(const char *golden, const char *model) {
     struct golden g = golden_read(golden);
     struct rig rig;
-    rig_open(&rig, model, MOGE_WEIGHTS_F32, g.n_tokens);
+    rig_open(&rig, model, MOGE_WEIGHTS_F32, MOGE_KV_F32, g.n_tokens);
     assert_int_equal(moge_model_info(rig.model)->n_vocab, g.n_vocab);
     double worst = worst_difference(&g, rig_run(&rig, g.tokens, g.n_tokens));
     print_message("%s: largest difference of a logit %.2g\n", golden, worst);
@@ -136,18 +136,61 @@ static void compare(const char *golden, const char *model) {
     free(g.file);
 }
 
-static void tiny_target_agrees(void **state) {
+static void tiny_pair_agrees(void **state) {
     (void)state;
     compare("tests/golden/tiny-target-random1.logits", "tests/golden/tiny-target.gguf");
+    compare("tests/golden/tiny-target-random2.logits", "tests/golden/tiny-target.gguf");
+    compare("tests/golden/tiny-draft-random1.logits", "tests/golden/tiny-draft.gguf");
+    compare("tests/golden/tiny-draft-random2.logits", "tests/golden/tiny-draft.gguf");
 }
 
-static void tiny_draft_agrees(void **state) {
+static void embedded_pair_agrees(void **state) {
     (void)state;
-    compare("tests/golden/tiny-draft-random1.logits", "tests/golden/tiny-draft.gguf");
+    compare("tests/golden/embedded-target-text.logits", "models/moge-embedded-target.gguf");
+    compare("tests/golden/embedded-target-random.logits", "models/moge-embedded-target.gguf");
+    compare("tests/golden/embedded-draft-text.logits", "models/moge-embedded-draft.gguf");
+    compare("tests/golden/embedded-draft-random.logits", "models/moge-embedded-draft.gguf");
+}
+
+/* Positions of held-out text where the engine, as it serves (Q8_0, keys and values in f16), has the
+ * reference's best token. */
+static void q8_0_keeps_the_top_token(void **state) {
+    (void)state;
+    size_t bytes;
+    unsigned char *file = file_read("tests/golden/heldout.top1", &bytes);
+    assert_memory_equal(file, "MGT1", 4);
+    uint32_t n_sequences, n, n_kept = 0, n_all = 0;
+    memcpy(&n_sequences, file + 8, sizeof n_sequences);
+    const unsigned char *at = file + 12;
+    struct rig rig;
+    rig_open(&rig, "models/moge-embedded-target.gguf", MOGE_WEIGHTS_Q8_0, MOGE_KV_F16, 512);
+    for (uint32_t i = 0; i < n_sequences; i++) {
+        memcpy(&n, at, sizeof n);
+        const int32_t *tokens = (const int32_t *)(const void *)(at + 4), *top1 = tokens + n;
+        const float *logits = rig_run(&rig, tokens, (int32_t)n);
+        for (uint32_t p = 0; p < n; p++) {
+            const float *row = logits + (size_t)p * (size_t)rig.batch.n_vocab;
+            int32_t best = 0;
+            for (int32_t id = 1; id < rig.batch.n_vocab; id++)
+                if (row[id] > row[best])
+                    best = id;
+            n_kept += best == top1[p];
+        }
+        n_all += n;
+        at += 4 + 12 * (size_t)n;
+    }
+    assert_ptr_equal(at, file + bytes);
+    print_message("Q8_0 keeps the top token at %u of %u positions (%.2f%%)\n", n_kept, n_all,
+                  100.0 * n_kept / n_all);
+    assert_true(n_all >= 4000);
+    assert_true(n_kept >= 0.98 * n_all);
+    rig_close(&rig);
+    free(file);
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(tiny_target_agrees),
-                                       cmocka_unit_test(tiny_draft_agrees)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(tiny_pair_agrees),
+                                       cmocka_unit_test(embedded_pair_agrees),
+                                       cmocka_unit_test(q8_0_keeps_the_top_token)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

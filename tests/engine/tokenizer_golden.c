@@ -100,7 +100,14 @@ static void tiny_tokenizer_equals_sentencepiece(void **state) {
                 100);
 }
 
+static void embedded_tokenizer_equals_sentencepiece(void **state) {
+    (void)state;
+    assert_true(compare("tests/golden/tokenizer.golden", "models/moge-embedded-target.gguf") >=
+                10000);
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(tiny_tokenizer_equals_sentencepiece)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(tiny_tokenizer_equals_sentencepiece),
+                                       cmocka_unit_test(embedded_tokenizer_equals_sentencepiece)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
