@@ -65,6 +65,22 @@ static void append_str(struct moge_gguf_writer *w, struct buffer *buffer, struct
     append(w, buffer, text.data, text.len);
 }
 
+uint32_t moge_gguf_file_type(enum moge_type type) {
+    switch (type) {
+    case MOGE_TYPE_F32:
+        return 0;
+    case MOGE_TYPE_F16:
+        return 1;
+    case MOGE_TYPE_Q4_0:
+        return 2;
+    case MOGE_TYPE_Q8_0:
+        return 7;
+    case MOGE_TYPE_BF16:
+        return 32;
+    }
+    return 0;
+}
+
 int moge_gguf_create(struct moge_gguf_writer **out, const char *path, struct moge_err *err) {
     int rc = 0;
     struct moge_gguf_writer *w = calloc(1, sizeof *w);

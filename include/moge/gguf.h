@@ -89,6 +89,9 @@ int moge_gguf_get_bool(const struct moge_gguf *gguf, const char *key, bool *out,
  * open. */
 struct moge_str moge_gguf_next_str(const unsigned char **at);
 
+/* The value of general.file_type for a file whose matrices are mostly of this type. */
+uint32_t moge_gguf_file_type(enum moge_type type);
+
 /* Writer: declare metadata and tensors, then begin, then the data of each tensor in the order
  * declared. */
 struct moge_gguf_writer;
