@@ -40,6 +40,25 @@ static void barrier_publishes_writes(void **state) {
     }
 }
 
+/* All threads on one processor: waits must let the others run, and say so by not spinning. */
+static void one_processor_for_all(void **state) {
+    (void)state;
+    cpu_set_t before, one;
+    struct moge_err err;
+    assert_int_equal(sched_getaffinity(0, sizeof before, &before), 0);
+    CPU_ZERO(&one);
+    CPU_SET((size_t)sched_getcpu(), &one);
+    assert_int_equal(sched_setaffinity(0, sizeof one, &one), 0);
+    struct shared s = {0};
+    TEST_OK(moge_threads_new(&s.pool, 3, &err), err);
+    moge_threads_run(s.pool, stages, &s);
+    assert_true(s.pool->crowded || sched_getcpu() >= 64);
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(s.sum[i], 50);
+    moge_threads_free(s.pool);
+    assert_int_equal(sched_setaffinity(0, sizeof before, &before), 0);
+}
+
 static void split_covers_everything_once(void **state) {
     (void)state;
     for (int n = 0; n < 200; n += 7)
@@ -70,8 +89,8 @@ static void bad_counts_are_refused(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(barrier_publishes_writes),
-                                       cmocka_unit_test(split_covers_everything_once),
-                                       cmocka_unit_test(bad_counts_are_refused)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(barrier_publishes_writes), cmocka_unit_test(one_processor_for_all),
+        cmocka_unit_test(split_covers_everything_once), cmocka_unit_test(bad_counts_are_refused)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
