@@ -10,8 +10,8 @@
  * change nothing.
  *
  * K and V of all rows must be stored before any row attends, because rows of one chunk see each
- * other.  When the KV heads divide evenly among the threads, each thread stores and attends the
- * same heads and nobody waits; otherwise a barrier stands between. */
+ * other.  When the KV heads divide evenly among the threads, a thread computes, stores and attends
+ * heads of its own and nobody waits; otherwise threads meet in between. */
 #include <math.h>
 #include <string.h>
 
@@ -100,6 +100,11 @@ static void store_row(struct moge_engine *engine, int32_t layer, int32_t kv_head
     format->store(kernels, v, kv_cells(engine, layer, 1, kv_head, r, r->pos), (int32_t)head_dim);
 }
 
+/* Whether a KV head's outputs are whole blocks, so that whoever attends can quantise them. */
+static bool heads_are_blocks(const struct moge_model *model) {
+    return model->info.n_heads / model->info.n_kv_heads * model->info.head_dim % MOGE_QBLOCK == 0;
+}
+
 static void attend_row(struct moge_engine *engine, int32_t layer, int32_t kv_head, int32_t row,
                        float *scores) {
     const struct moge_model_info *info = &engine->model->info;
@@ -126,16 +131,38 @@ static void attend_row(struct moge_engine *engine, int32_t layer, int32_t kv_hea
         format->values(kernels, scores + p, stride, group,
                        kv_cells(engine, layer, 1, kv_head, r, p), n, info->head_dim, out);
     }
+    if (moge_is_quantized(&engine->model->layers[layer].o) && heads_are_blocks(engine->model))
+        kernels->quantize(out, group * info->head_dim, engine->attn.q + at,
+                          engine->attn.d + at / MOGE_QBLOCK, engine->attn.sum + at / MOGE_QBLOCK);
 }
 
-void moge_attn_run(struct moge_engine *engine, int32_t layer, int i_thread) {
+bool moge_attn_heads_apart(const struct moge_engine *engine, const struct moge_layer *layer) {
+    const struct moge_model_info *info = &engine->model->info;
+    if (info->n_kv_heads % engine->n_active != 0)
+        return false;
+    int32_t n_kv = info->n_kv_heads / engine->n_active * info->head_dim;
+    int32_t n_q = n_kv * (info->n_heads / info->n_kv_heads);
+    return n_q % moge_gemm_grain(layer->q.type) == 0 &&
+           n_kv % moge_gemm_grain(layer->k.type) == 0 && n_kv % moge_gemm_grain(layer->v.type) == 0;
+}
+
+void moge_attn_run(struct moge_engine *engine, int32_t i_layer, int i_thread) {
+    const struct moge_layer *layer = &engine->model->layers[i_layer];
     int32_t n_kv = engine->model->info.n_kv_heads, n_rows = engine->n_rows;
     int32_t begin, end;
-    moge_threads_split(n_kv * n_rows, 1, i_thread, engine->n_threads, &begin, &end);
+    if (!moge_attn_heads_apart(engine, layer))
+        moge_engine_meet(engine); /* q, k, v of a head come from several threads */
+    moge_threads_split(n_kv * n_rows, 1, i_thread, engine->n_active, &begin, &end);
     for (int32_t unit = begin; unit < end; unit++)
-        store_row(engine, layer, unit / n_rows, unit % n_rows);
-    if (n_kv % engine->n_threads != 0)
-        moge_threads_barrier(engine->threads);
+        store_row(engine, i_layer, unit / n_rows, unit % n_rows);
+    if (n_kv % engine->n_active != 0)
+        moge_engine_meet(engine); /* a head's rows are stored by several threads */
     for (int32_t unit = begin; unit < end; unit++)
-        attend_row(engine, layer, unit / n_rows, unit % n_rows, engine->workers[i_thread].scores);
+        attend_row(engine, i_layer, unit / n_rows, unit % n_rows, engine->workers[i_thread].scores);
+    if (!moge_is_quantized(&layer->o) || heads_are_blocks(engine->model))
+        return;
+    moge_engine_meet(engine); /* blocks lie across heads */
+    moge_threads_split(n_rows, 1, i_thread, engine->n_active, &begin, &end);
+    for (int32_t row = begin; row < end; row++)
+        moge_act_quantize(&engine->attn, engine->kernels, row);
 }

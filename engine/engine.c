@@ -59,9 +59,7 @@ static int worker_take(struct moge_engine *engine, struct moge_worker *worker) {
     const struct moge_model_info *info = &engine->model->info;
     const struct moge_router *router = &engine->model->router;
     size_t n_rows = (size_t)engine->options.n_rows_max, n_used = (size_t)router->n_used;
-    int32_t heads = info->n_heads * info->head_dim;
-    if (act_take(&worker->norm, arena, MOGE_ROWS_REDUNDANT, info->dim) != 0 ||
-        act_take(&worker->attn, arena, MOGE_ROWS_REDUNDANT, heads) != 0)
+    if (act_take(&worker->norm, arena, MOGE_ROWS_FEW, info->dim) != 0)
         return MOGE_NOMEM;
     TAKE(worker->scores,
          (size_t)(info->n_heads / info->n_kv_heads) * (size_t)engine->options.n_context_max);
@@ -69,9 +67,9 @@ static int worker_take(struct moge_engine *engine, struct moge_worker *worker) {
     if (!worker->gemm)
         return MOGE_NOMEM;
     TAKE(worker->router_logits, router->n_experts + 1);
-    TAKE(worker->chosen, MOGE_ROWS_REDUNDANT * n_used + 1);
-    TAKE(worker->weights, MOGE_ROWS_REDUNDANT * n_used + 1);
-    TAKE(worker->shared_weight, MOGE_ROWS_REDUNDANT);
+    TAKE(worker->chosen, MOGE_ROWS_FEW * n_used + 1);
+    TAKE(worker->weights, MOGE_ROWS_FEW * n_used + 1);
+    TAKE(worker->shared_weight, MOGE_ROWS_FEW);
     TAKE(worker->expert_begin, router->n_experts + 1);
     TAKE(worker->pair_row, n_rows * n_used + 1);
     TAKE(worker->pair_weight, n_rows * n_used + 1);
@@ -91,13 +89,14 @@ static int scratch_take(struct moge_engine *engine) {
     TAKE(engine->rows, n_rows);
     TAKE(engine->logits_of, n_logits);
     TAKE(engine->x, n_rows * dim);
-    /* An expert sees a row once at most, so delta needs no more rows than the batch has. */
+    /* An expert sees a row at most once, so delta needs no more rows than the batch has. */
     TAKE(engine->delta, n_rows * dim);
     TAKE(engine->q, n_rows * (size_t)heads);
     TAKE(engine->k, n_rows * kv);
     TAKE(engine->v, n_rows * kv);
-    TAKE(engine->up, n_rows * (size_t)model->expert_dim + 1);
+    TAKE(engine->up, n_rows * n_used * (size_t)model->expert_dim + 1);
     TAKE(engine->up_shared, n_rows * (size_t)model->ffn_dim + 1);
+    TAKE(engine->few_logits, MOGE_ROWS_FEW * (size_t)model->router.n_experts + 1);
     TAKE(engine->chosen, n_rows * n_used + 1);
     TAKE(engine->weights, n_rows * n_used + 1);
     TAKE(engine->shared_weight, n_rows);
@@ -107,8 +106,9 @@ static int scratch_take(struct moge_engine *engine) {
         act_take(&engine->hidden, arena, n_rows * n_used, model->expert_dim) != 0 ||
         act_take(&engine->shared, arena, n_rows, model->ffn_dim) != 0)
         return MOGE_NOMEM;
-    TAKE(engine->workers, engine->n_threads);
-    for (int32_t i = 0; i < engine->n_threads; i++)
+    int32_t n_threads = moge_threads_count(engine->threads);
+    TAKE(engine->workers, n_threads);
+    for (int32_t i = 0; i < n_threads; i++)
         if (worker_take(engine, &engine->workers[i]) != 0)
             return MOGE_NOMEM;
     return 0;
@@ -118,14 +118,15 @@ static int scratch_take(struct moge_engine *engine) {
 static size_t scratch_bytes(const struct moge_engine *engine) {
     const struct moge_model *model = engine->model;
     const struct moge_model_info *info = &model->info;
-    size_t n_rows = (size_t)engine->options.n_rows_max, n_threads = (size_t)engine->n_threads;
+    size_t n_rows = (size_t)engine->options.n_rows_max,
+           n_threads = (size_t)moge_threads_count(engine->threads);
     size_t n_logits = (size_t)engine->options.n_logits_max,
            n_ctx = (size_t)engine->options.n_context_max;
     size_t wide = (size_t)n_in_max(model), n_used = (size_t)model->router.n_used;
     size_t shared = n_ctx * (size_t)info->head_dim * 4 +
                     n_logits * ((size_t)info->n_vocab * 4 + 64) + (n_rows + n_logits) * wide * 64 +
-                    n_rows * n_used * ((size_t)model->expert_dim * 8 + 64);
-    size_t each = MOGE_ROWS_REDUNDANT * wide * 24 + (size_t)info->n_heads * n_ctx * 4 +
+                    n_rows * n_used * ((size_t)model->expert_dim * 12 + 64);
+    size_t each = MOGE_ROWS_FEW * wide * 8 + (size_t)info->n_heads * n_ctx * 4 +
                   moge_gemm_scratch_bytes((int32_t)wide) + n_rows * n_used * 8 +
                   (size_t)model->router.n_experts * 16;
     return shared + n_threads * (each + 8192) + (1 << 20);
@@ -146,6 +147,26 @@ static void rope_fill(struct moge_engine *engine) {
     }
 }
 
+/* A meeting takes as long as this many multiply-adds: about 1.5 us at 30 of them a nanosecond. */
+#define MEETING_MACS 50000
+
+static int64_t matrix_macs(const struct moge_matrix *matrix) {
+    return (int64_t)matrix->n_out * matrix->n_in;
+}
+
+static int64_t row_macs(const struct moge_model *model) {
+    int64_t macs = 0;
+    for (int32_t i = 0; i < model->info.n_layers; i++) {
+        const struct moge_layer *layer = &model->layers[i];
+        macs += matrix_macs(&layer->q) + matrix_macs(&layer->k) + matrix_macs(&layer->v) +
+                matrix_macs(&layer->o) + matrix_macs(&layer->gate) + matrix_macs(&layer->up) +
+                matrix_macs(&layer->down) + matrix_macs(&layer->router);
+        if (layer->router.n_out > 0)
+            macs += 3 * model->router.n_used * matrix_macs(layer->gate_exps);
+    }
+    return macs;
+}
+
 int moge_engine_new(struct moge_engine **out, const struct moge_model *model,
                     struct moge_threads *threads, const struct moge_engine_options *options,
                     struct moge_err *err) {
@@ -160,7 +181,9 @@ int moge_engine_new(struct moge_engine **out, const struct moge_model *model,
     engine->kernels = moge_kernels();
     engine->kv_format = moge_kv_format(options->kv_type);
     engine->options = *options;
-    engine->n_threads = moge_threads_count(threads);
+    engine->row_macs = row_macs(model);
+    engine->pass_macs_alone = (int64_t)MEETING_MACS * (5 * model->info.n_layers + 5);
+    engine->router_macs_alone = MEETING_MACS;
     size_t page_bytes =
         (size_t)moge_engine_page_bytes(model) / sizeof(uint16_t) * engine->kv_format->value_bytes;
     rc = moge_arena_init(&engine->kv_arena, page_bytes * (size_t)options->n_pages, err);
@@ -247,15 +270,26 @@ static int64_t dense_bytes(const struct moge_engine *engine) {
     return bytes;
 }
 
+/* A small draft is faster on one thread.  The result is the same. */
+static bool is_worth_sharing(const struct moge_engine *engine) {
+    int64_t n_threads = moge_threads_count(engine->threads);
+    int64_t macs =
+        engine->n_rows * engine->row_macs + engine->n_logits * matrix_macs(&engine->model->output);
+    return engine->n_rows > 0 && macs - macs / n_threads > engine->pass_macs_alone;
+}
+
 int moge_engine_forward(struct moge_engine *engine, struct moge_batch *batch) {
     int rc = batch_check(engine, batch);
     if (rc != 0)
         return rc;
     rows_flatten(engine, batch);
+    engine->n_active = is_worth_sharing(engine) ? moge_threads_count(engine->threads) : 1;
     engine->stats =
         (struct moge_forward_stats){.n_rows = engine->n_rows, .n_logits = engine->n_logits};
-    if (engine->n_rows > 0)
+    if (engine->n_active > 1)
         moge_threads_run(engine->threads, moge_forward_thread, engine);
+    else if (engine->n_rows > 0)
+        moge_forward_thread(engine, 0, 1);
     engine->stats.weight_bytes += dense_bytes(engine);
     batch->logits = engine->logits;
     batch->n_vocab = engine->model->info.n_vocab;

@@ -10,24 +10,22 @@
 
 /* With so few rows every thread prepares its own copy of a matrix's input instead of waiting at a
  * barrier for a shared one: preparing a row twice costs less than meeting once. */
-#define MOGE_ROWS_REDUNDANT 4
+#define MOGE_ROWS_FEW 4
 
 /* What one thread has to itself. */
 struct moge_worker {
-    struct moge_act norm; /* [MOGE_ROWS_REDUNDANT, dim] normalised rows, own copy */
-    struct moge_act
-        attn; /* [MOGE_ROWS_REDUNDANT, heads * head_dim] quantised attention output, own copy */
-    float *scores; /* [heads per KV head, n_context_max] */
-    void *gemm;    /* moge_gemm_scratch_bytes */
-    /* The layer's routing, worked out by every thread for itself when rows are few. */
+    struct moge_act norm; /* [MOGE_ROWS_FEW, dim] normalised rows, own copy when rows are few */
+    float *scores;        /* [heads per KV head, n_context_max] */
+    void *gemm;           /* moge_gemm_scratch_bytes */
+    /* The layer's routing; every thread sorts for itself, for few rows it chooses for itself too.
+     */
+    int32_t *chosen;       /* [MOGE_ROWS_FEW, n_used] */
+    float *weights;        /* [MOGE_ROWS_FEW, n_used] */
+    float *shared_weight;  /* [MOGE_ROWS_FEW] of the shared expert, where the model gates it */
     float *router_logits;  /* [n_experts] */
-    int32_t *chosen;       /* [n_rows_max, n_used] own copy when rows are few */
-    float *weights;        /* [n_rows_max, n_used] */
-    float *shared_weight;  /* [n_rows_max] of the shared expert, where the model gates it */
     int32_t *expert_begin; /* [n_experts + 1] where an expert's pairs begin */
-    int32_t
-        *pair_row; /* [n_rows_max * n_used] row of each pair, sorted by expert, rows ascending */
-    float *pair_weight; /* [n_rows_max * n_used] */
+    int32_t *pair_row;     /* [n_rows_max * n_used] row of each pair, by expert, rows ascending */
+    float *pair_weight;    /* [n_rows_max * n_used] */
 };
 
 /* One row of the batch, flattened out of its span. */
@@ -44,13 +42,16 @@ struct moge_engine {
     struct moge_engine_options options;
     struct moge_arena kv_arena, arena;
     const struct moge_kv_format *kv_format;
-    unsigned char
-        *kv;     /* [n_layers, n_pages, 2 (K, V), n_kv_heads, 16, head_dim] values of the format */
-    float *rope; /* [n_context_max, head_dim / 2, 2 (cos, sin)] */
-    float *logits; /* [n_logits_max, n_vocab] */
-    int32_t n_threads;
-    struct moge_worker *workers; /* [n_threads] */
+    unsigned char *kv; /* [n_layers, n_pages, 2 (K, V), n_kv_heads, 16, head_dim] of the format */
+    float *rope;       /* [n_context_max, head_dim / 2, 2 (cos, sin)] */
+    float *logits;     /* [n_logits_max, n_vocab] */
+    struct moge_worker *workers; /* [threads of the pool] */
+    int64_t row_macs;            /* multiply-adds of one row outside the output head */
+    /* What is better done twice, or by one thread, than by threads that meet; in multiply-adds. */
+    int64_t pass_macs_alone;   /* a pass with no more is one thread's */
+    int64_t router_macs_alone; /* a router with no more is evaluated by every thread */
     /* ---- one forward ---- */
+    int32_t n_active; /* threads that take part: all, or 1 when a pass is too small to share */
     int32_t n_rows, n_logits;
     struct moge_row *rows;  /* [n_rows_max] */
     int32_t *logits_of;     /* [n_logits_max] row of the batch that a row of logits belongs to */
@@ -62,12 +63,12 @@ struct moge_engine {
     struct moge_act attn;   /* [n_rows_max, heads * head_dim] attention output */
     struct moge_act hidden; /* [n_rows_max * n_used, expert_dim] between up and down, routed */
     struct moge_act shared; /* [n_rows_max, ffn_dim] the same of the dense or shared FFN */
-    float *up; /* [n_rows_max, expert_dim] one expert after the other: a thread's own columns */
-    float *up_shared;     /* [n_rows_max, ffn_dim] another, as threads may be in different FFNs at a
-                             time */
-    int32_t *chosen;      /* [n_rows_max, n_used] when shared */
-    float *weights;       /* [n_rows_max, n_used] */
-    float *shared_weight; /* [n_rows_max] */
+    float *up;              /* [n_rows_max * n_used, expert_dim] what hidden is multiplied with */
+    float *up_shared;       /* [n_rows_max, ffn_dim] */
+    float *few_logits;      /* [MOGE_ROWS_FEW, n_experts] of a router that is shared out */
+    int32_t *chosen;        /* [n_rows_max, n_used] when rows are shared out */
+    float *weights;         /* [n_rows_max, n_used] */
+    float *shared_weight;   /* [n_rows_max] */
     struct moge_forward_stats stats;
 };
 
@@ -84,10 +85,10 @@ struct moge_kv_format {
 /* NULL for a type that does not exist. */
 const struct moge_kv_format *moge_kv_format(enum moge_kv_type type);
 
-/* This thread's share of n outputs of a matrix, in units that every matrix involved accepts. */
-static inline void moge_share(int32_t n_out, int32_t grain, int i_thread, int n_threads,
-                              int32_t *begin, int32_t *end) {
-    moge_threads_split(n_out, grain, i_thread, n_threads, begin, end);
+/* Every active thread waits for every other. */
+static inline void moge_engine_meet(const struct moge_engine *engine) {
+    if (engine->n_active > 1)
+        moge_threads_barrier(engine->threads);
 }
 
 static inline bool moge_is_quantized(const struct moge_matrix *matrix) {
@@ -97,14 +98,20 @@ static inline bool moge_is_quantized(const struct moge_matrix *matrix) {
 /* The whole pass as one thread of the pool runs it; arg is the engine. */
 void moge_forward_thread(void *arg, int i_thread, int n_threads);
 
-/* Rotates q and k of every row, stores K and V in their pages, attends: engine->attn.f32.  Ends
- * without a barrier. */
-void moge_attn_run(struct moge_engine *engine, int32_t layer, int i_thread);
+/* act row i = norm(row `row` of x), quantised too if asked. */
+void moge_forward_normalise(const struct moge_engine *engine, const float *weight, int32_t row,
+                            struct moge_act *act, int32_t i, bool quantise);
 
-/* Routed and shared experts, or the dense FFN, of normalised rows `in`, added to engine->x.  Ends
- * without a barrier. */
-void moge_moe_run(struct moge_engine *engine, const struct moge_layer *layer,
-                  const struct moge_act *in, int i_thread);
+/* True when each thread can compute, store and attend KV heads of its own. */
+bool moge_attn_heads_apart(const struct moge_engine *engine, const struct moge_layer *layer);
+
+/* Rotates q and k of every row, stores K and V in their pages, attends: engine->attn, quantised as
+ * W_o wants it.  The caller meets afterwards. */
+void moge_attn_run(struct moge_engine *engine, int32_t i_layer, int i_thread);
+
+/* Routed and shared experts, or the dense FFN, of norm(x), added to x.  The caller meets
+ * afterwards. */
+void moge_moe_run(struct moge_engine *engine, const struct moge_layer *layer, int i_thread);
 
 /* Chooses experts and weighs them for one row of router logits (overwritten).  chosen and weights
  * have room for router->n_used; chosen comes out ascending.  bias and scale: [n_experts] or NULL.

@@ -66,6 +66,8 @@ static void rig_open(struct rig *rig, int kind, int n_threads, enum moge_isa isa
                                           .kv_type = kinds[kind].kv_type};
     TEST_OK(moge_engine_new(&rig->engine, models[kind], rig->threads, &options, &err), err);
     rig->engine->kernels = &tables[isa];
+    /* These models are too small to be worth sharing out; share them all the same. */
+    rig->engine->pass_macs_alone = n_threads == 1 ? INT64_MAX : -1;
     /* Cells never written hold NaN: reading one shows. */
     memset(rig->engine->kv, 0xff, rig->engine->kv_arena.cap_bytes);
     rig->batch.spans = rig->spans;
@@ -264,6 +266,8 @@ static void neighbours_pages_and_threads_change_nothing(void **state) {
             char what[64];
             snprintf(what, sizeof what, "mixed batches, %d threads", n_threads);
             rig_open(&rig, kind, n_threads, moge_isa_detect());
+            if (n_threads == 2)
+                rig.engine->router_macs_alone = -1;
             pages_deal(&rig, &rng);
             run_mixed(&rig, &rng, what);
             rig_close(&rig);
@@ -285,6 +289,21 @@ static void levels_change_nothing(void **state) {
             run_mixed(&rig, &rng, tables[isa].isa);
             rig_close(&rig);
         }
+    }
+}
+
+/* Passes that are worth sharing and passes that are not, in turns, on one engine. */
+static void sharing_changes_nothing(void **state) {
+    (void)state;
+    struct test_rng rng = test_rng_init(5);
+    for (int kind = 0; kind < N_KINDS; kind++) {
+        struct rig rig;
+        rig_open(&rig, kind, 2, moge_isa_detect());
+        rig.engine->pass_macs_alone = 8 * rig.engine->row_macs;
+        rig.engine->router_macs_alone = 2 * 16 * 64; /* so are one or two rows of a router */
+        pages_deal(&rig, &rng);
+        run_mixed(&rig, &rng, "sharing now and then");
+        rig_close(&rig);
     }
 }
 
@@ -556,6 +575,7 @@ int main(void) {
         cmocka_unit_test(chunks_change_nothing),
         cmocka_unit_test(neighbours_pages_and_threads_change_nothing),
         cmocka_unit_test(levels_change_nothing),
+        cmocka_unit_test(sharing_changes_nothing),
         cmocka_unit_test(wrong_guesses_leave_no_trace),
         cmocka_unit_test(shared_pages_serve_both),
         cmocka_unit_test(only_wanted_rows_have_logits),
