@@ -60,9 +60,9 @@ static void spread(const struct moge_shape *shape, const struct moge_synth_tenso
                    float *mean, float *deviation) {
     float unit = 1.0f / sqrtf((float)tensor->ne[0]);
     *mean = 0;
+    *deviation = unit;
     switch (tensor->kind) {
     case MOGE_SYNTH_MATRIX:
-        *deviation = unit;
         return;
     case MOGE_SYNTH_EMBEDDING:
         *deviation = shape->tied ? 4 * unit : 1.0f;
