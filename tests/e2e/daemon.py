@@ -126,4 +126,7 @@ class Daemon:
             except subprocess.TimeoutExpired:
                 self.process.kill()
                 self.process.wait()
+        said, status = self.log(), self.process.returncode
         subprocess.run(["rm", "-rf", self.place], check=True)
+        # A sanitizer's report is in the daemon's log and in how it ends.
+        assert status == 0 and "Sanitizer" not in said, f"moged ended with {status}: {said}"
