@@ -19,8 +19,22 @@
 
 /* ---- formats ---- */
 
-static void f16_store(const struct moge_kernels *kernels, const float *x, void *cells, int32_t n) {
-    kernels->f32_to_f16(x, cells, n);
+/* Keys lie across a page, [head_dim, 16]: sixteen positions are then one vector, and a score needs
+ * no sum over lanes. */
+static void f16_store_key(const struct moge_kernels *kernels, const float *x, void *page, int32_t t,
+                          int32_t n) {
+    uint16_t *cells = page, narrow[MOGE_PAGE_TOKENS];
+    for (int32_t i = 0; i < n; i += MOGE_PAGE_TOKENS) {
+        int32_t n_part = n - i < MOGE_PAGE_TOKENS ? n - i : MOGE_PAGE_TOKENS;
+        kernels->f32_to_f16(x + i, narrow, n_part);
+        for (int32_t j = 0; j < n_part; j++)
+            cells[(i + j) * MOGE_PAGE_TOKENS + t] = narrow[j];
+    }
+}
+
+static void f16_store_value(const struct moge_kernels *kernels, const float *x, void *page,
+                            int32_t t, int32_t n) {
+    kernels->f32_to_f16(x, (uint16_t *)page + (size_t)t * (size_t)n, n);
 }
 
 static void f16_scores(const struct moge_kernels *kernels, const float *q, int32_t n_q,
@@ -34,9 +48,10 @@ static void f16_values(const struct moge_kernels *kernels, const float *p, size_
     kernels->attn_values(p, stride, n_q, v, n_tok, head_dim, out);
 }
 
-static void f32_store(const struct moge_kernels *kernels, const float *x, void *cells, int32_t n) {
+static void f32_store(const struct moge_kernels *kernels, const float *x, void *page, int32_t t,
+                      int32_t n) {
     (void)kernels;
-    memcpy(cells, x, (size_t)n * sizeof *x);
+    memcpy((float *)page + (size_t)t * (size_t)n, x, (size_t)n * sizeof *x);
 }
 
 static void f32_scores(const struct moge_kernels *kernels, const float *q, int32_t n_q,
@@ -61,24 +76,23 @@ static void f32_values(const struct moge_kernels *kernels, const float *p, size_
 
 const struct moge_kv_format *moge_kv_format(enum moge_kv_type type) {
     static const struct moge_kv_format formats[] = {
-        [MOGE_KV_F16] = {sizeof(uint16_t), f16_store, f16_scores, f16_values},
-        [MOGE_KV_F32] = {sizeof(float), f32_store, f32_scores, f32_values},
+        [MOGE_KV_F16] = {sizeof(uint16_t), f16_store_key, f16_store_value, f16_scores, f16_values},
+        [MOGE_KV_F32] = {sizeof(float), f32_store, f32_store, f32_scores, f32_values},
     };
     return (size_t)type < sizeof formats / sizeof formats[0] ? &formats[type] : NULL;
 }
 
-/* K (which 0) or V (1) of one position of one KV head; a page's positions lie one after the other.
- */
-static void *kv_cells(const struct moge_engine *engine, int32_t layer, int which, int32_t kv_head,
-                      const struct moge_row *row, int32_t pos) {
+/* K (which 0) or V (1) of one KV head in the page that holds position pos. */
+static void *kv_page(const struct moge_engine *engine, int32_t layer, int which, int32_t kv_head,
+                     const struct moge_row *row, int32_t pos) {
     const struct moge_model_info *info = &engine->model->info;
     size_t page = (size_t)row->pages[pos / MOGE_PAGE_TOKENS],
            n_pages = (size_t)engine->options.n_pages;
     size_t block =
         (((size_t)layer * n_pages + page) * 2 + (size_t)which) * (size_t)info->n_kv_heads +
         (size_t)kv_head;
-    size_t cell = block * MOGE_PAGE_TOKENS + (size_t)(pos % MOGE_PAGE_TOKENS);
-    return engine->kv + cell * (size_t)info->head_dim * engine->kv_format->value_bytes;
+    return engine->kv +
+           block * MOGE_PAGE_TOKENS * (size_t)info->head_dim * engine->kv_format->value_bytes;
 }
 
 /* ---- the work ---- */
@@ -96,8 +110,11 @@ static void store_row(struct moge_engine *engine, int32_t layer, int32_t kv_head
     kernels->rope(q, cs, group, (int32_t)head_dim, model->rope_neox);
     kernels->rope(k, cs, 1, (int32_t)head_dim, model->rope_neox);
     const struct moge_kv_format *format = engine->kv_format;
-    format->store(kernels, k, kv_cells(engine, layer, 0, kv_head, r, r->pos), (int32_t)head_dim);
-    format->store(kernels, v, kv_cells(engine, layer, 1, kv_head, r, r->pos), (int32_t)head_dim);
+    int32_t t = r->pos % MOGE_PAGE_TOKENS;
+    format->store_key(kernels, k, kv_page(engine, layer, 0, kv_head, r, r->pos), t,
+                      (int32_t)head_dim);
+    format->store_value(kernels, v, kv_page(engine, layer, 1, kv_head, r, r->pos), t,
+                        (int32_t)head_dim);
 }
 
 /* Whether a KV head's outputs are whole blocks, so that whoever attends can quantise them. */
@@ -120,7 +137,7 @@ static void attend_row(struct moge_engine *engine, int32_t layer, int32_t kv_hea
     float scale = 1.0f / sqrtf((float)info->head_dim);
     for (int32_t p = 0; p < n_seen; p += MOGE_PAGE_TOKENS) {
         int32_t n = n_seen - p < MOGE_PAGE_TOKENS ? n_seen - p : MOGE_PAGE_TOKENS;
-        format->scores(kernels, q, group, kv_cells(engine, layer, 0, kv_head, r, p), n,
+        format->scores(kernels, q, group, kv_page(engine, layer, 0, kv_head, r, p), n,
                        info->head_dim, scale, scores + p, stride);
     }
     for (int32_t h = 0; h < group; h++)
@@ -128,8 +145,8 @@ static void attend_row(struct moge_engine *engine, int32_t layer, int32_t kv_hea
     memset(out, 0, (size_t)group * (size_t)info->head_dim * sizeof *out);
     for (int32_t p = 0; p < n_seen; p += MOGE_PAGE_TOKENS) {
         int32_t n = n_seen - p < MOGE_PAGE_TOKENS ? n_seen - p : MOGE_PAGE_TOKENS;
-        format->values(kernels, scores + p, stride, group,
-                       kv_cells(engine, layer, 1, kv_head, r, p), n, info->head_dim, out);
+        format->values(kernels, scores + p, stride, group, kv_page(engine, layer, 1, kv_head, r, p),
+                       n, info->head_dim, out);
     }
     if (moge_is_quantized(&engine->model->layers[layer].o) && heads_are_blocks(engine->model))
         kernels->quantize(out, group * info->head_dim, engine->attn.q + at,

@@ -76,7 +76,11 @@ struct moge_engine {
  */
 struct moge_kv_format {
     size_t value_bytes;
-    void (*store)(const struct moge_kernels *kernels, const float *x, void *cells, int32_t n);
+    /* Position t (0..15) of a page's block of one KV head; [n] values. */
+    void (*store_key)(const struct moge_kernels *kernels, const float *x, void *page, int32_t t,
+                      int32_t n);
+    void (*store_value)(const struct moge_kernels *kernels, const float *x, void *page, int32_t t,
+                        int32_t n);
     void (*scores)(const struct moge_kernels *kernels, const float *q, int32_t n_q, const void *k,
                    int32_t n_tok, int32_t head_dim, float scale, float *scores, size_t stride);
     void (*values)(const struct moge_kernels *kernels, const float *p, size_t stride, int32_t n_q,

@@ -3,7 +3,7 @@
  * (see vec_body.h).  Heads go in tiles of up to four so that a key or value is widened once for
  * them; a head's arithmetic is the same in every tile.
  *
- *      scores: for each position t:   head tile [4] x key[t] -> 4 sums of 16 lanes -> 4 scores
+ *      scores: lane = position:       head tile [4] of sums stays in registers over the columns
  *      values: for each 16 columns:   head tile [4] of sums stays in registers over all t */
 #ifndef MOGE_ATTN_PAGE_BODY_H
 #define MOGE_ATTN_PAGE_BODY_H
@@ -15,19 +15,16 @@
 
 ATTN_INLINE void scores_tile(const float *q, const uint16_t *k, int32_t n_tok, int32_t head_dim,
                              float scale, float *scores, size_t stride, const int n_heads) {
-    for (int32_t t = 0; t < n_tok; t++, k += head_dim) {
-        lf sum[4];
+    lf sum[4];
+    for (int h = 0; h < n_heads; h++)
+        sum[h] = lf_set(0.0f);
+    for (int32_t i = 0; i < head_dim; i++) {
+        lf key = lf_take_f16(k + (size_t)i * LANES, LANES);
         for (int h = 0; h < n_heads; h++)
-            sum[h] = lf_set(0.0f);
-        for (int32_t i = 0; i < head_dim; i += LANES) {
-            lf key = lf_take_f16(k + i, head_dim - i);
-            for (int h = 0; h < n_heads; h++)
-                sum[h] = lf_fma(lf_take(q + (size_t)h * (size_t)head_dim + i, head_dim - i), key,
-                                sum[h]);
-        }
-        for (int h = 0; h < n_heads; h++)
-            scores[(size_t)h * stride + (size_t)t] = lf_sum(sum[h]) * scale;
+            sum[h] = lf_fma(lf_set(q[(size_t)h * (size_t)head_dim + (size_t)i]), key, sum[h]);
     }
+    for (int h = 0; h < n_heads; h++)
+        lf_put(scores + (size_t)h * stride, lf_mul(sum[h], lf_set(scale)), n_tok);
 }
 
 ATTN_INLINE void values_tile(const float *p, size_t stride, const uint16_t *v, int32_t n_tok,

@@ -81,8 +81,9 @@ struct moge_kernels {
     /* ---- attn: one page (n_tok <= 16 positions) of one KV head, for the n_q query heads that
      * share it ---- */
 
-    /* scores[h * stride + t] = dot(q[h], k[t]) * scale; q [n_q, head_dim] f32, k [n_tok, head_dim]
-     * f16. */
+    /* scores[h * stride + t] = scale * (fma over i in order (q[h][i], k[i][t], 0)) for t < n_tok;
+     * q [n_q, head_dim] f32, k [head_dim, 16] f16: the keys of a page lie side by side.  All 16
+     * columns are read, whatever they hold. */
     void (*attn_scores)(const float *q, int32_t n_q, const uint16_t *k, int32_t n_tok,
                         int32_t head_dim, float scale, float *scores, size_t stride);
     /* out[h] = fma over t in order (p[h * stride + t], v[t], out[h]); v [n_tok, head_dim] f16. */

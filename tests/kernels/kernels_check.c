@@ -421,26 +421,28 @@ static void attention_is_right(void **state) {
     struct test_rng rng = test_rng_init(11);
     enum { HEAD = 72, TOKENS = 13, HEADS = 6, STRIDE = 20 };
     float q[HEADS * HEAD], scores[HEADS * STRIDE], out[HEADS * HEAD], before[HEADS * HEAD];
-    uint16_t k[TOKENS * HEAD];
+    uint16_t k[16 * HEAD], v[TOKENS * HEAD]; /* keys side by side, values one after the other */
     for (int i = 0; i < HEADS * HEAD; i++) {
         q[i] = test_float(&rng);
         before[i] = out[i] = test_float(&rng);
     }
-    for (int i = 0; i < TOKENS * HEAD; i++)
+    for (int i = 0; i < 16 * HEAD; i++)
         k[i] = (uint16_t)(0x2c00 + test_below(&rng, 0x1000) + (test_below(&rng, 2) << 15));
+    for (int i = 0; i < TOKENS * HEAD; i++)
+        v[i] = (uint16_t)(0x2c00 + test_below(&rng, 0x1000) + (test_below(&rng, 2) << 15));
     SCALAR->attn_scores(q, HEADS, k, TOKENS, HEAD, 0.125f, scores, STRIDE);
-    SCALAR->attn_values(scores, STRIDE, HEADS, k, TOKENS, HEAD, out);
+    SCALAR->attn_values(scores, STRIDE, HEADS, v, TOKENS, HEAD, out);
     for (int h = 0; h < HEADS; h++) {
         for (int t = 0; t < TOKENS; t++) {
-            double dot = 0;
+            float sum = 0; /* the contract, to the bit */
             for (int i = 0; i < HEAD; i++)
-                dot += (double)q[h * HEAD + i] * half_value(k[t * HEAD + i]);
-            assert_true(fabs((double)scores[h * STRIDE + t] - dot / 8) < 1e-5);
+                sum = fmaf(q[h * HEAD + i], (float)half_value(k[i * 16 + t]), sum);
+            assert_true(scores[h * STRIDE + t] == sum * 0.125f);
         }
         for (int i = 0; i < HEAD; i++) {
             float sum = before[h * HEAD + i];
             for (int t = 0; t < TOKENS; t++)
-                sum = fmaf(scores[h * STRIDE + t], (float)half_value(k[t * HEAD + i]), sum);
+                sum = fmaf(scores[h * STRIDE + t], (float)half_value(v[t * HEAD + i]), sum);
             assert_true(sum == out[h * HEAD + i]);
         }
     }
