@@ -28,8 +28,8 @@ static const char usage_text[] =
     "\n"
     "  --connect ADDR    unix:/path or host:port of moged (" MOGE_DEFAULT_ADDRESS ")\n"
     "  --streams N       how many at once, 1..16 (default 4)\n"
-    "  --max-tokens N    tokens of each stream (default 128)\n"
-    "  --rounds N        rounds of each kind, 1..32 (default 3)\n"
+    "  --max-tokens N    tokens of each stream (default 384)\n"
+    "  --rounds N        rounds of each kind, 1..32 (default 5)\n"
     "\n"
     "Exit status: 0 all runs gave the same bytes, 1 they did not or something failed.\n";
 
@@ -430,7 +430,7 @@ static int demo_open_and_run(struct demo *demo, struct moge_err *err) {
 
 int moge_command_demo(int argc, char **argv) {
     struct demo demo = {
-        .address = MOGE_DEFAULT_ADDRESS, .n_streams = 4, .n_rounds = 3, .max_tokens = 128};
+        .address = MOGE_DEFAULT_ADDRESS, .n_streams = 4, .n_rounds = 5, .max_tokens = 384};
     struct moge_err err = {0};
     int status = 0;
     int rc = options_read(&demo, argc, argv, &err);
