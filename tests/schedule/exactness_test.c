@@ -168,6 +168,11 @@ static int32_t differences(const struct models *models, const struct config *con
         if (at >= 0 && tell && n < 5)
             describe(models, config, i, at);
         n += at >= 0;
+        /* A target that guesses for itself is always right, or its draft state is not what the
+         * accepted tokens make it.  (Guesses behind a stop do not count as accepted.) */
+        if (config->drafter == DRAFTER_TARGET && outcomes[i].finish == MOGE_FINISH_LENGTH &&
+            mutation == MUTATION_NONE)
+            assert_int_equal(outcomes[i].n_accepted, outcomes[i].n_offered);
     }
     return n;
 }
