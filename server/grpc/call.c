@@ -392,8 +392,10 @@ static void call_run(struct moge_call *call) {
     } while (call->state != before);
     if (call->state == CALL_OVER && !call->send_busy && !call->close_busy && !call->engine_busy &&
         !call->worker_busy) {
+        struct moge_rpc *rpc = call->cq->rpc;
         live_remove(call);
         call_free(call);
+        moge_rpc_call_gone(rpc);
     }
 }
 

@@ -74,6 +74,7 @@ struct moge_rpc {
     atomic_int n_calls;
     _Atomic uint64_t next_id;
     /* drain */
+    atomic_bool shutdown_begun;
     struct moge_tag drained_tag;
     void (*drained)(void *arg);
     void *drained_arg;
@@ -90,6 +91,9 @@ void moge_cq_post(struct moge_cq *cq, struct moge_call *call, unsigned ready);
 
 /* The one table from our codes to gRPC's. */
 grpc_status_code moge_rpc_status(int code);
+
+/* A call was taken off the live list: during a drain the last one ends it.  Any thread. */
+void moge_rpc_call_gone(struct moge_rpc *rpc);
 
 /* ---- call.c ---- */
 

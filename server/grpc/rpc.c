@@ -241,10 +241,23 @@ void moge_rpc_drain(struct moge_rpc *rpc, void (*done)(void *arg), void *arg) {
     rpc->drained_tag = (struct moge_tag){MOGE_TAG_MAGIC, drained, rpc};
     atomic_store(&rpc->draining, true);
     moge_rpc_set_serving(rpc, false);
-    grpc_server_shutdown_and_notify(rpc->server, rpc->cqs[0].queue, &rpc->drained_tag);
+    moge_rpc_call_gone(rpc);
+}
+
+static void shutdown_begin(struct moge_rpc *rpc) {
+    if (!atomic_exchange(&rpc->shutdown_begun, true))
+        grpc_server_shutdown_and_notify(rpc->server, rpc->cqs[0].queue, &rpc->drained_tag);
+}
+
+/* gRPC's own shutdown ends calls that arrive after it with a bare CANCELLED.  So it begins when the
+ * last call is gone; until then latecomers are refused by us, with the reason. */
+void moge_rpc_call_gone(struct moge_rpc *rpc) {
+    if (atomic_load(&rpc->draining) && atomic_load(&rpc->n_calls) == 0)
+        shutdown_begin(rpc);
 }
 
 void moge_rpc_cancel_all(struct moge_rpc *rpc) {
+    shutdown_begin(rpc);
     grpc_server_cancel_all_calls(rpc->server);
 }
 

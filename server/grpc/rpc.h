@@ -37,11 +37,12 @@ void moge_rpc_adopt(struct moge_rpc *rpc, int fd);
 /* What grpc.health.v1 says.  Any thread. */
 void moge_rpc_set_serving(struct moge_rpc *rpc, bool serving);
 
-/* No new calls: NOT_SERVING, clients are told to go away, running streams go on.  done(arg) is
- * called once, on a CQ thread, when the last one has ended.  Stop handing in sockets before. */
+/* No new requests: NOT_SERVING, and UNAVAILABLE for whoever comes; running streams go on. done(arg)
+ * is called once, on a CQ thread, when the last one has ended and connections are closed.  Stop
+ * handing in sockets before. */
 void moge_rpc_drain(struct moge_rpc *rpc, void (*done)(void *arg), void *arg);
 
-/* Ends what still runs. */
+/* Ends what still runs; after moge_rpc_drain. */
 void moge_rpc_cancel_all(struct moge_rpc *rpc);
 
 #endif

@@ -15,7 +15,7 @@
 #include "moge/v1/moge.pb-c.h"
 #include "tools/client.h"
 
-enum behaviour { ORDINARY, FAILING, SILENT, ENDLESS, LEISURELY };
+enum behaviour { ORDINARY, FAILING, SILENT, ENDLESS, LEISURELY, HELD };
 
 #define STALL_US   400000
 #define LARGE_TEXT 500
@@ -26,6 +26,7 @@ static struct fixture fixture;
 static struct moge_rpc *rpc;
 static struct moge_client *client;
 static atomic_int engine_stop, n_cancelled, n_expired;
+static atomic_bool held; /* requests that are HELD stay at one token while this is set */
 static pthread_t engine_thread, accept_thread;
 
 static void engine_finish(struct moge_req *req, enum moge_finish reason) {
@@ -55,6 +56,8 @@ static bool engine_serve(struct moge_req *req) {
     static char text[LARGE_TEXT];
     memset(text, 'x', sizeof text);
     int32_t n = req->priority == SILENT ? 0 : req->priority == LEISURELY ? 1 : 64;
+    if (req->priority == HELD && held)
+        n = req->usage.n_output == 0;
     for (; n > 0 && moge_req_room(req) > 1; n--) {
         struct moge_token_out out = {.id = 5 + req->usage.n_output % 100,
                                      .logprobs = {.n_top = -1}};
@@ -465,6 +468,37 @@ static void test_watch_and_drain(void **state) {
     assert_int_equal(s.n_finish, 1);
 }
 
+static void *held_main(void *arg) {
+    struct stream *s = arg;
+    generate(s, HELD, 60, 0);
+    return NULL;
+}
+
+/* While a drain waits for running streams, latecomers on open connections get the true reason; gRPC
+ * left to itself would tell them CANCELLED. */
+static void test_latecomers_are_told(void **state) {
+    (void)state;
+    static struct stream s; /* outlives a failed assertion, as its thread may */
+    pthread_t reader;
+    memset(&s, 0, sizeof s);
+    held = true;
+    pthread_create(&reader, NULL, held_main, &s);
+    EVENTUALLY(s.begun);
+    accept_end();
+    moge_rpc_drain(rpc, NULL, NULL);
+    int n_told = 0;
+    for (int i = 0; i < 5; i++) {
+        struct stream late = {0};
+        n_told += generate(&late, ORDINARY, 5, 5000000) == MOGE_IO && /* UNAVAILABLE */
+                  strstr(late.err.text, "takes no new requests");
+    }
+    held = false;
+    pthread_join(reader, NULL);
+    assert_int_equal(n_told, 5);
+    assert_int_equal(s.err.code, 0);
+    assert_int_equal(s.n_tokens, 60);
+}
+
 static void *crowd_main(void *arg) {
     struct test_rng rng = test_rng_init((uint64_t)(uintptr_t)arg);
     for (int i = 0; i < 6; i++) {
@@ -531,6 +565,7 @@ int main(void) {
         WITH_SERVER(test_large_messages),
         WITH_SERVER(test_health_check),
         WITH_SERVER(test_watch_and_drain),
+        WITH_SERVER(test_latecomers_are_told),
         WITH_SERVER(test_a_crowd),
         WITH_SERVER(test_free_with_streams_running),
         cmocka_unit_test(test_every_code_has_a_status),
