@@ -15,7 +15,7 @@ void moge_detok_init(struct moge_detok *detok, const struct moge_tokenizer *tok,
 size_t moge_tokenizer_push_max(const struct moge_tokenizer *tok) {
     /* Up to three pending bytes are replaced, then the piece follows whole; a byte token may be
      * replaced too. */
-    return (size_t)tok->piece_len_max + 4 * (sizeof REPLACEMENT - 1);
+    return (size_t)tok->shown_len_max + 4 * (sizeof REPLACEMENT - 1);
 }
 
 /* Could these bytes be the beginning of a character? */
@@ -60,9 +60,12 @@ static size_t push_byte(struct moge_detok *detok, unsigned char byte, char *out)
 size_t moge_detok_push(struct moge_detok *detok, int32_t id, char *out) {
     size_t len, n_out = 0;
     const char *text = moge_tokenizer_piece(detok->tok, id, &len);
-    if (detok->tok->pieces[id].type == MOGE_PIECE_CONTROL)
+    uint8_t type = detok->tok->pieces[id].type;
+    if (type == MOGE_PIECE_CONTROL)
         return 0;
-    if (!detok->started && len > 0 && text[0] == ' ') {
+    /* Only a real piece can hold the space that encoding put in front. */
+    bool spelled = type != MOGE_PIECE_UNKNOWN && type != MOGE_PIECE_BYTE;
+    if (!detok->started && spelled && len > 0 && text[0] == ' ') {
         text++;
         len--;
     }

@@ -1,93 +1,38 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A tokenizer from GGUF metadata: everything is checked, copied and indexed here. */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/tokenizer_state.h"
 #include "moge/gguf.h"
 
-#define PIECE_LEN_MAX 65535
-#define SPACE_MARK    "\xe2\x96\x81" /* U+2581 */
+#define PIECE_LEN_MAX 1024 /* bytes; matching looks no further ahead */
+#define N_VOCAB_MAX   (1 << 24)
+#define QUOTED_MAX    72
 
-int moge_utf8_len(const unsigned char *text, size_t len) {
-    unsigned char c = text[0];
-    if (c < 0x80)
-        return 1;
-    int n = c >= 0xf0 ? 4 : c >= 0xe0 ? 3 : 2;
-    if (c < 0xc2 || c > 0xf4 || len < (size_t)n)
-        return 0;
-    for (int i = 1; i < n; i++)
-        if ((text[i] & 0xc0) != 0x80)
-            return 0;
-    bool overlong = (c == 0xe0 && text[1] < 0xa0) || (c == 0xf0 && text[1] < 0x90);
-    bool surrogate = c == 0xed && text[1] >= 0xa0, beyond = c == 0xf4 && text[1] >= 0x90;
-    return overlong || surrogate || beyond ? 0 : n;
-}
-
-static bool is_utf8(const char *text, size_t len) {
+/* Text for a sentence: what is not printable or not UTF-8 as \xHH, cut when it is long. */
+static const char *quote(char quoted[QUOTED_MAX], const char *text, size_t len) {
+    size_t n = 0;
     for (size_t at = 0; at < len;) {
-        int n = moge_utf8_len((const unsigned char *)text + at, len - at);
-        if (n == 0)
-            return false;
-        at += (size_t)n;
+        const unsigned char *c = (const unsigned char *)text + at;
+        int n_bytes = moge_utf8_len(c, len - at);
+        if (n > QUOTED_MAX - 8) {
+            memcpy(quoted + n, "...", 3);
+            n += 3;
+            break;
+        }
+        if (n_bytes == 0 || *c < 0x20 || *c == 0x7f || *c == '"' || *c == '\\') {
+            n += (size_t)snprintf(quoted + n, 5, "\\x%02X", *c);
+            at++;
+        } else {
+            memcpy(quoted + n, c, (size_t)n_bytes);
+            n += (size_t)n_bytes;
+            at += (size_t)n_bytes;
+        }
     }
-    return true;
-}
-
-/* ---- maps ---- */
-
-static uint32_t hash_of(const char *text, size_t len) { /* FNV-1a */
-    uint32_t h = 2166136261u;
-    for (size_t i = 0; i < len; i++)
-        h = (h ^ (unsigned char)text[i]) * 16777619u;
-    return h ^ h >> 15;
-}
-
-int32_t moge_piece_find(const struct moge_tokenizer *tok, const struct moge_piece_map *map,
-                        const char *text, size_t len) {
-    if (map->n_cells == 0)
-        return -1;
-    for (uint32_t i = hash_of(text, len);; i++) {
-        int32_t id = map->ids[i & (map->n_cells - 1)];
-        if (id < 0)
-            return -1;
-        if (tok->pieces[id].len == len && memcmp(tok->pieces[id].text, text, len) == 0)
-            return id;
-    }
-}
-
-static bool in_map(const struct moge_piece *piece, unsigned types) {
-    return piece->len > 0 && (types >> piece->type & 1);
-}
-
-/* Indexes the pieces whose type is in the set; of two alike the first counts.  *len_max: the
- * longest. */
-static int map_build(struct moge_tokenizer *tok, struct moge_piece_map *map, unsigned types,
-                     uint32_t *len_max) {
-    uint32_t n = 0;
-    for (int32_t id = 0; id < tok->n_vocab; id++)
-        n += in_map(&tok->pieces[id], types);
-    if (n == 0)
-        return 0;
-    map->n_cells = 4;
-    while (map->n_cells < 2 * n)
-        map->n_cells *= 2;
-    map->ids = malloc(map->n_cells * sizeof *map->ids);
-    if (!map->ids)
-        return MOGE_NOMEM;
-    memset(map->ids, 0xff, map->n_cells * sizeof *map->ids);
-    for (int32_t id = 0; id < tok->n_vocab; id++) {
-        const struct moge_piece *piece = &tok->pieces[id];
-        if (!in_map(piece, types) || moge_piece_find(tok, map, piece->text, piece->len) >= 0)
-            continue;
-        uint32_t i = hash_of(piece->text, piece->len);
-        while (map->ids[i & (map->n_cells - 1)] >= 0)
-            i++;
-        map->ids[i & (map->n_cells - 1)] = id;
-        if (piece->len > *len_max)
-            *len_max = piece->len;
-    }
-    return 0;
+    quoted[n] = 0;
+    return quoted;
 }
 
 /* ---- from metadata ---- */
@@ -116,9 +61,10 @@ static int arrays_find(const struct moge_gguf *gguf, struct arrays *arrays, stru
     if (rc != 0)
         return rc;
     uint64_t n = arrays->tokens->n_items;
-    if (n < 1 || n > 1 << 24)
-        return moge_fail(err, MOGE_FORMAT, "a vocabulary of %llu tokens is not possible",
-                         (unsigned long long)n);
+    if (n < 1 || n > N_VOCAB_MAX)
+        return moge_fail(err, MOGE_FORMAT,
+                         "tokenizer.ggml.tokens has %llu tokens; it must be 1..%d",
+                         (unsigned long long)n, N_VOCAB_MAX);
     rc = array_find(gguf, "tokenizer.ggml.scores", MOGE_GGUF_F32, n, &arrays->scores, err);
     if (rc == 0)
         rc = array_find(gguf, "tokenizer.ggml.token_type", MOGE_GGUF_I32, n, &arrays->types, err);
@@ -127,37 +73,41 @@ static int arrays_find(const struct moge_gguf *gguf, struct arrays *arrays, stru
 
 /* "<0x41>" is byte 0x41; -1 if the text is not of that form. */
 static int byte_value(const char *text, size_t len) {
-    unsigned value;
-    char spelled[8];
+    static const char digits[] = "0123456789ABCDEF";
     if (len != 6 || memcmp(text, "<0x", 3) != 0 || text[5] != '>')
         return -1;
-    memcpy(spelled, text + 3, 2);
-    spelled[2] = 0;
-    if (strspn(spelled, "0123456789ABCDEFabcdef") != 2)
-        return -1;
-    value = (unsigned)strtoul(spelled, NULL, 16);
-    return (int)value;
+    const char *high = memchr(digits, text[3], 16), *low = memchr(digits, text[4], 16);
+    return high && low ? (int)(16 * (high - digits) + (low - digits)) : -1;
+}
+
+/* The first token that spells a byte counts. */
+static int byte_load(struct moge_tokenizer *tok, int32_t id, char *shown, struct moge_err *err) {
+    struct moge_piece *piece = &tok->pieces[id];
+    char quoted[QUOTED_MAX];
+    int value = byte_value(piece->text, piece->len);
+    if (value < 0)
+        return moge_fail(err, MOGE_FORMAT, "token %d is a byte token but is spelled \"%s\"", id,
+                         quote(quoted, piece->text, piece->len));
+    if (tok->byte_ids[value] < 0)
+        tok->byte_ids[value] = id;
+    shown[0] = (char)value;
+    piece->shown_len = 1;
+    return 0;
 }
 
 /* What a piece shows: U+2581 becomes a space, a byte piece its byte, a control piece nothing. */
 static int piece_show(struct moge_tokenizer *tok, int32_t id, char *shown, struct moge_err *err) {
     struct moge_piece *piece = &tok->pieces[id];
     piece->shown = shown;
-    if (piece->type == MOGE_PIECE_BYTE) {
-        int value = byte_value(piece->text, piece->len);
-        if (value < 0)
-            return moge_fail(err, MOGE_FORMAT, "token %d is a byte token but is spelled %.*s", id,
-                             (int)piece->len, piece->text);
-        tok->byte_ids[value] = id;
-        shown[0] = (char)value;
-        piece->shown_len = 1;
-    } else if (piece->type == MOGE_PIECE_UNKNOWN) {
+    if (piece->type == MOGE_PIECE_BYTE)
+        return byte_load(tok, id, shown, err);
+    if (piece->type == MOGE_PIECE_UNKNOWN) {
         piece->shown = " \xe2\x81\x87 "; /* as SentencePiece shows it */
         piece->shown_len = 5;
     } else if (piece->type != MOGE_PIECE_CONTROL) {
         uint32_t n = 0;
         for (uint32_t i = 0; i < piece->len;) {
-            bool space = piece->len - i >= 3 && memcmp(piece->text + i, SPACE_MARK, 3) == 0;
+            bool space = piece->len - i >= 3 && memcmp(piece->text + i, MOGE_SPACE_MARK, 3) == 0;
             shown[n++] = space ? ' ' : piece->text[i];
             i += space ? 3 : 1;
         }
@@ -174,7 +124,7 @@ static int piece_load(struct moge_tokenizer *tok, int32_t id, struct moge_str te
     if (text.len > PIECE_LEN_MAX)
         return moge_fail(err, MOGE_FORMAT, "token %d is %zu bytes long; at most %d are possible",
                          id, text.len, PIECE_LEN_MAX);
-    if (!is_utf8(text.data, text.len))
+    if (!moge_text_is_utf8(text.data, text.len))
         return moge_fail(err, MOGE_FORMAT, "token %d is not valid UTF-8", id);
     if (score != score)
         return moge_fail(err, MOGE_FORMAT, "the score of token %d is not a number", id);
@@ -183,8 +133,8 @@ static int piece_load(struct moge_tokenizer *tok, int32_t id, struct moge_str te
         .text = *bytes, .len = (uint32_t)text.len, .score = score, .type = (uint8_t)type};
     int rc = piece_show(tok, id, *bytes + text.len, err);
     *bytes += 2 * text.len;
-    if (piece->shown_len > tok->piece_len_max)
-        tok->piece_len_max = piece->shown_len;
+    if (piece->shown_len > tok->shown_len_max)
+        tok->shown_len_max = piece->shown_len;
     return rc;
 }
 
@@ -235,11 +185,12 @@ static int settings_load(struct moge_tokenizer *tok, const struct moge_gguf *ggu
     int rc = moge_gguf_get_str(gguf, "tokenizer.ggml.model", &model, err);
     if (rc != 0)
         return rc;
+    char quoted[QUOTED_MAX];
     if (model.len != 5 || memcmp(model.data, "llama", 5) != 0)
-        return moge_fail(
-            err, MOGE_FORMAT,
-            "tokenizer.ggml.model is %.*s; only llama (SentencePiece BPE) is supported",
-            (int)(model.len < 40 ? model.len : 40), model.data);
+        return moge_fail(err, MOGE_FORMAT,
+                         "tokenizer.ggml.model is \"%s\"; only \"llama\" (SentencePiece BPE) is "
+                         "supported",
+                         quote(quoted, model.data, model.len));
     int32_t n = tok->n_vocab;
     if ((rc = optional_id(gguf, "tokenizer.ggml.bos_token_id", n, &tok->bos, err)) != 0 ||
         (rc = optional_id(gguf, "tokenizer.ggml.eos_token_id", n, &tok->eos, err)) != 0 ||
@@ -252,13 +203,23 @@ static int settings_load(struct moge_tokenizer *tok, const struct moge_gguf *ggu
                          &tok->remove_extra_spaces, err);
 }
 
-/* Every byte must have a token, or some text could not be encoded at all. */
+/* Bytes have all their tokens or none; without them, a token must stand for what is unknown. */
 static int fallback_check(struct moge_tokenizer *tok, struct moge_err *err) {
-    for (int b = 0; b < 256; b++)
-        if (tok->byte_ids[b] < 0 && tok->unknown < 0)
-            return moge_fail(
-                err, MOGE_FORMAT,
-                "the vocabulary has neither a token for byte 0x%02X nor an unknown token", b);
+    for (int32_t id = 0; id < tok->n_vocab && tok->unknown < 0; id++)
+        if (tok->pieces[id].type == MOGE_PIECE_UNKNOWN)
+            tok->unknown = id;
+    int n_bytes = 0, missing = 0;
+    for (int b = 255; b >= 0; b--) {
+        n_bytes += tok->byte_ids[b] >= 0;
+        missing = tok->byte_ids[b] >= 0 ? missing : b;
+    }
+    if (n_bytes != 0 && n_bytes != 256)
+        return moge_fail(err, MOGE_FORMAT,
+                         "the vocabulary has byte tokens, but none for byte 0x%02X",
+                         (unsigned)missing);
+    if (n_bytes == 0 && tok->unknown < 0)
+        return moge_fail(err, MOGE_FORMAT,
+                         "the vocabulary has neither byte tokens nor an unknown token");
     return 0;
 }
 
@@ -276,12 +237,8 @@ int moge_tokenizer_open(struct moge_tokenizer **out, const struct moge_gguf *ggu
     if ((rc = settings_load(tok, gguf, err)) != 0 || (rc = pieces_load(tok, &arrays, err)) != 0 ||
         (rc = fallback_check(tok, err)) != 0)
         goto fail;
-    uint32_t ignored = 0;
-    unsigned mergeable = 1u << MOGE_PIECE_NORMAL | 1u << MOGE_PIECE_USER | 1u << MOGE_PIECE_UNUSED;
-    if (map_build(tok, &tok->merges, mergeable, &ignored) != 0 ||
-        map_build(tok, &tok->users, 1u << MOGE_PIECE_USER, &tok->user_len_max) != 0 ||
-        map_build(tok, &tok->controls, 1u << MOGE_PIECE_CONTROL, &tok->control_len_max) != 0) {
-        rc = moge_fail(err, MOGE_NOMEM, "no memory for a vocabulary of %d tokens", tok->n_vocab);
+    if ((rc = moge_tokenizer_index(tok)) != 0) {
+        moge_fail(err, rc, "no memory for a vocabulary of %d tokens", tok->n_vocab);
         goto fail;
     }
     *out = tok;
@@ -294,9 +251,7 @@ fail:
 void moge_tokenizer_close(struct moge_tokenizer *tok) {
     if (!tok)
         return;
-    free(tok->merges.ids);
-    free(tok->users.ids);
-    free(tok->controls.ids);
+    moge_tokenizer_index_free(tok);
     free(tok->pieces);
     free(tok->bytes);
     free(tok);
@@ -324,24 +279,54 @@ const char *moge_tokenizer_piece(const struct moge_tokenizer *tok, int32_t id, s
     return tok->pieces[id].shown;
 }
 
+/* ---- are two vocabularies the same? ---- */
+
 static int piece_compare(const struct moge_tokenizer *a, const struct moge_tokenizer *b, int32_t id,
                          struct moge_err *err) {
     const struct moge_piece *x = &a->pieces[id], *y = &b->pieces[id];
+    char quoted[QUOTED_MAX], other[QUOTED_MAX];
+    quote(quoted, x->text, x->len);
     if (x->len != y->len || memcmp(x->text, y->text, x->len) != 0)
         return moge_fail(err, MOGE_INVALID,
-                         "token %d is \"%.*s\" in one vocabulary and \"%.*s\" in the other", id,
-                         (int)(x->len < 40 ? x->len : 40), x->text,
-                         (int)(y->len < 40 ? y->len : 40), y->text);
+                         "token %d is \"%s\" in one vocabulary and \"%s\" in the other", id, quoted,
+                         quote(other, y->text, y->len));
     if (x->type != y->type)
         return moge_fail(err, MOGE_INVALID,
-                         "token %d (\"%.*s\") has type %d in one vocabulary and %d in the other",
-                         id, (int)(x->len < 40 ? x->len : 40), x->text, x->type, y->type);
-    if (memcmp(&x->score, &y->score, sizeof x->score) != 0)
+                         "token %d (\"%s\") has type %d in one vocabulary and %d in the other", id,
+                         quoted, x->type, y->type);
+    if (x->score != y->score)
         return moge_fail(err, MOGE_INVALID,
-                         "token %d (\"%.*s\") has score %g in one vocabulary and %g in the other",
-                         id, (int)(x->len < 40 ? x->len : 40), x->text, (double)x->score,
-                         (double)y->score);
+                         "token %d (\"%s\") has score %g in one vocabulary and %g in the other", id,
+                         quoted, (double)x->score, (double)y->score);
     return 0;
+}
+
+static int settings_compare(const struct moge_tokenizer *a, const struct moge_tokenizer *b,
+                            struct moge_err *err) {
+    const struct {
+        const char *name;
+        int32_t a, b;
+    } settings[] = {
+        {"the BOS token", a->bos, b->bos},
+        {"the EOS token", a->eos, b->eos},
+        {"the unknown token", a->unknown, b->unknown},
+        {"add_bos_token", a->add_bos, b->add_bos},
+        {"add_space_prefix", a->add_space_prefix, b->add_space_prefix},
+        {"remove_extra_whitespaces", a->remove_extra_spaces, b->remove_extra_spaces},
+    };
+    for (size_t i = 0; i < sizeof settings / sizeof settings[0]; i++)
+        if (settings[i].a != settings[i].b)
+            return moge_fail(err, MOGE_INVALID, "%s is %d in one tokenizer and %d in the other",
+                             settings[i].name, settings[i].a, settings[i].b);
+    return 0;
+}
+
+/* A token that no text can become: unused, not a single character, and not made by merging. */
+static bool is_padding(const struct moge_piece *piece) {
+    if (piece->type != MOGE_PIECE_UNUSED || piece->split >= 0)
+        return false;
+    return piece->len == 0 ||
+           (uint32_t)moge_utf8_len((const unsigned char *)piece->text, piece->len) < piece->len;
 }
 
 int moge_tokenizer_compare(const struct moge_tokenizer *a, const struct moge_tokenizer *b,
@@ -352,16 +337,16 @@ int moge_tokenizer_compare(const struct moge_tokenizer *a, const struct moge_tok
         if (rc != 0)
             return rc;
     }
-    /* Vocabularies are often padded to a round number: tokens that no text can become do no harm.
-     */
+    /* Vocabularies are often padded to a round number, which does no harm. */
     const struct moge_tokenizer *longer = a->n_vocab > b->n_vocab ? a : b;
-    for (int32_t id = n; id < longer->n_vocab; id++)
-        if (longer->pieces[id].type != MOGE_PIECE_UNUSED)
-            return moge_fail(err, MOGE_INVALID, "one vocabulary has %d tokens and the other %d",
-                             a->n_vocab, b->n_vocab);
-    if (a->bos != b->bos || a->eos != b->eos)
-        return moge_fail(err, MOGE_INVALID,
-                         "BOS and EOS are %d and %d in one vocabulary, %d and %d in the other",
-                         a->bos, a->eos, b->bos, b->eos);
-    return 0;
+    char quoted[QUOTED_MAX];
+    for (int32_t id = n; id < longer->n_vocab; id++) {
+        const struct moge_piece *piece = &longer->pieces[id];
+        if (!is_padding(piece))
+            return moge_fail(err, MOGE_INVALID,
+                             "one vocabulary has %d tokens and the other %d: token %d (\"%s\") is "
+                             "in one only",
+                             a->n_vocab, b->n_vocab, id, quote(quoted, piece->text, piece->len));
+    }
+    return settings_compare(a, b, err);
 }

@@ -17,6 +17,7 @@ for seed in 1 2; do
 done
 py golden.py tokens $out/tiny-tokenizer.model $text $out/tiny-tokenizer.golden --strings 2000
 py golden.py tokens $models/tokenizer.model $text $out/tokenizer.golden --strings 12000
+py $out/vocabularies.py $out/vocabularies.golden
 
 for part in target draft; do
     file=$models/moge-embedded-$part.gguf
