@@ -10,6 +10,8 @@ int moge_command_chat(int argc, char **argv);
 int moge_command_complete(int argc, char **argv);
 int moge_command_demo(int argc, char **argv);
 int moge_command_info(int argc, char **argv);
+int moge_command_inspect(int argc, char **argv);
+int moge_command_quantize(int argc, char **argv);
 int moge_command_synth(int argc, char **argv);
 
 #endif

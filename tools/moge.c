@@ -14,6 +14,8 @@ static const struct {
     {"info", moge_command_info, "say what a running moged serves"},
     {"demo", moge_command_demo, "compare speculation off and auto, live"},
     {"bench", moge_command_bench, "measure the engine on this machine"},
+    {"inspect", moge_command_inspect, "show what a model file holds"},
+    {"quantize", moge_command_quantize, "write a model again in another type"},
     {"synth", moge_command_synth, "write a model of any shape with random weights"},
 };
 #define N_COMMANDS (sizeof commands / sizeof commands[0])
