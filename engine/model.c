@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* From a GGUF file to a model in memory, in four passes over one description:
+/* From a GGUF file to a model in memory, by way of one description:
  *
  *   parameters   metadata to struct moge_model, each value within the range that makes sense
- *   tensors      every tensor the description needs is found and its shape compared
- *   plan         each matrix gets a type and, if it must be packed or converted, a place
+ *   tensors      every tensor that the description needs is found, its shape compared and its room
+ *                measured; then each matrix gets a type and, if it must be packed or converted, a
+ *                place in an arena of exactly the size that it takes
  *   fill         matrices are packed, pages of the file that are done with are let go
  *
  * Float matrices that stay as they are are used where the file is mapped. */
@@ -118,20 +119,50 @@ static int attention_read(struct moge_loader *loader) {
                         &loader->model->norm_eps)) != 0)
         return rc;
     if (value_dim != info->head_dim || loader->model->rope_dim != info->head_dim ||
-        info->head_dim % 2 != 0)
+        info->head_dim % 2 != 0 || info->head_dim == 0)
         return moge_fail(
             loader->err, MOGE_FORMAT,
             "keys of %d, values of %d and rotary embedding over %d dimensions: they must be equal "
             "and even",
             info->head_dim, value_dim, loader->model->rope_dim);
+    return 0;
+}
+
+/* What a file may ask for that would be computed wrongly if it were passed over. */
+static int unsupported_find(struct moge_loader *loader) {
+    static const char *const counts[] = {"attention.sliding_window", "leading_dense_block_count",
+                                         "expert_group_used_count"};
     char key[MOGE_NAME_MAX];
     struct moge_str scaling;
+    int32_t n, n_experts = 0;
+    int rc;
+    for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
+        if ((rc = get_int(loader, counts[i], 0, INT32_MAX, 0, &n)) != 0)
+            return rc;
+        if (n != 0)
+            return moge_fail(loader->err, MOGE_FORMAT, "%s is %d; only models without it are read",
+                             key_of(loader, key, counts[i]), n);
+    }
+    if (!loader->moe && (rc = get_int(loader, "expert_count", 0, INT32_MAX, 0, &n_experts)) != 0)
+        return rc;
+    if (n_experts != 0)
+        return moge_fail(loader->err, MOGE_FORMAT, "%s models with experts (%d) are not supported",
+                         loader->arch, n_experts);
     if (moge_gguf_find(loader->gguf, key_of(loader, key, "rope.scaling.type"))) {
         rc = moge_gguf_get_str(loader->gguf, key, &scaling, loader->err);
-        if (rc != 0 || scaling.len != 4 || memcmp(scaling.data, "none", 4) != 0)
+        if (rc != 0)
+            return rc;
+        if (scaling.len != 4 || memcmp(scaling.data, "none", 4) != 0)
             return moge_fail(loader->err, MOGE_FORMAT,
-                             "rotary embedding with scaling is not supported");
+                             "rotary embedding with scaling (%.*s) is not supported",
+                             (int)(scaling.len < 40 ? scaling.len : 40), scaling.data);
     }
+    float linear;
+    if ((rc = get_float(loader, "rope.scale_linear", 0, 1e9, 1, &linear)) != 0)
+        return rc;
+    if (linear != 1)
+        return moge_fail(loader->err, MOGE_FORMAT, "%s is %g; only 1 is supported",
+                         key_of(loader, key, "rope.scale_linear"), (double)linear);
     return 0;
 }
 
@@ -183,7 +214,7 @@ static int ffn_read(struct moge_loader *loader) {
 static int parameters_read(struct moge_loader *loader) {
     int rc;
     if ((rc = architecture_find(loader)) != 0 || (rc = attention_read(loader)) != 0 ||
-        (rc = ffn_read(loader)) != 0)
+        (rc = unsupported_find(loader)) != 0 || (rc = ffn_read(loader)) != 0)
         return rc;
     loader->model->info.n_vocab = moge_tokenizer_n_vocab(loader->model->tokenizer);
     return 0;
@@ -218,6 +249,7 @@ static void info_fill(struct moge_loader *loader) {
 
 static void loader_done(struct moge_loader *loader) {
     free(loader->jobs);
+    free(loader->known);
 }
 
 int moge_model_open(struct moge_model **out, const char *path,
@@ -239,7 +271,8 @@ int moge_model_open(struct moge_model **out, const char *path,
         (rc = moge_model_fill(&loader)) != 0) {
         loader_done(&loader);
         moge_model_close(model);
-        return moge_fail(err, rc, "%s: %.*s", path, (int)sizeof why.text, why.text);
+        const char *slash = strrchr(path, '/');
+        return moge_fail(err, rc, "%.60s: %s", slash ? slash + 1 : path, why.text);
     }
     info_fill(&loader);
     loader_done(&loader);

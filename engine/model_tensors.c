@@ -1,17 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Which tensors a model has, what shape each must have, and how it gets into memory. */
 #include <math.h>
-#include <stdarg.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include "engine/model_load.h"
-
-#define LOAD_THREADS_MAX 8
 
 /* ---- finding ---- */
 
@@ -33,13 +28,21 @@ static int tensor_find(struct moge_loader *loader, const char *name, bool option
                          name, (unsigned long long)ne[0], (unsigned long long)ne[1],
                          (unsigned long long)ne[2], (long long)n_in, (long long)n_out,
                          (long long)n_stacked);
-    loader->n_params += n_in * n_out * n_stacked;
+    loader->known[tensor - moge_gguf_tensor_at(loader->gguf, 0)] = true;
+    if (!loader->measuring)
+        loader->n_params += n_in * n_out * n_stacked;
     return 0;
 }
 
+/* Room in the arena, or NULL while measuring. */
 static void *arena_take(struct moge_loader *loader, size_t n, size_t size) {
+    if (loader->measuring) { /* the shapes are those of tensors in the file: no overflow */
+        size_t begin = (loader->arena_bytes + MOGE_ARENA_ALIGN - 1) / MOGE_ARENA_ALIGN;
+        loader->arena_bytes = begin * MOGE_ARENA_ALIGN + n * size;
+        return NULL;
+    }
     void *memory = moge_arena_take(&loader->model->weights, n, size);
-    MOGE_ASSERT(memory); /* arena_bound counted it */
+    MOGE_ASSERT(memory); /* it was measured */
     return memory;
 }
 
@@ -59,6 +62,8 @@ static int vector_load(struct moge_loader *loader, const char *name, bool option
         return moge_fail(loader->err, MOGE_FORMAT, "tensor %s is a vector but has type %s", name,
                          traits->name);
     float *values = arena_take(loader, (size_t)n, sizeof *values);
+    if (loader->measuring)
+        return 0;
     unsigned char *bytes = malloc(tensor->bytes); /* aligned copy: a file's alignment may be 1 */
     if (!bytes)
         return moge_fail(loader->err, MOGE_NOMEM, "no memory for tensor %s", name);
@@ -96,8 +101,7 @@ static bool usable_in_place(enum moge_type stored, enum moge_type wanted,
            (uintptr_t)data % 4 == 0;
 }
 
-static int job_add(struct moge_loader *loader, struct moge_matrix *matrix, enum moge_type stored,
-                   const unsigned char *source, uint64_t bytes) {
+static int job_add(struct moge_loader *loader, const struct moge_pack_job *job) {
     if (loader->n_jobs == loader->jobs_cap) {
         size_t cap = loader->jobs_cap ? 2 * loader->jobs_cap : 256;
         struct moge_pack_job *jobs = realloc(loader->jobs, cap * sizeof *jobs);
@@ -106,24 +110,29 @@ static int job_add(struct moge_loader *loader, struct moge_matrix *matrix, enum 
         loader->jobs = jobs;
         loader->jobs_cap = cap;
     }
-    loader->jobs[loader->n_jobs++] = (struct moge_pack_job){matrix, stored, source, bytes};
+    loader->jobs[loader->n_jobs++] = *job;
     return 0;
 }
 
-/* One matrix of `wanted` type from n_out rows at source. */
+/* Matrix `i` of the n that a tensor stacks, as `wanted`. */
 static int matrix_place(struct moge_loader *loader, struct moge_matrix *matrix,
-                        enum moge_type stored, enum moge_type wanted, int32_t n_in, int32_t n_out,
-                        const unsigned char *source, uint64_t bytes) {
-    *matrix = (struct moge_matrix){.type = wanted, .n_out = n_out, .n_in = n_in};
-    size_t held = moge_matrix_bytes(wanted, n_out, n_in);
-    loader->weight_bytes += held;
-    loader->type_values[wanted] += (uint64_t)n_in * (uint64_t)n_out;
-    if (usable_in_place(stored, wanted, source)) {
-        matrix->data = source;
+                        enum moge_type wanted, const struct moge_gguf_tensor *tensor, int32_t i) {
+    uint64_t bytes = tensor->bytes / tensor->ne[2];
+    struct moge_pack_job job = {.matrix = matrix,
+                                .name = tensor->name,
+                                .stored = tensor->type,
+                                .source = tensor->data + (uint64_t)i * bytes,
+                                .source_bytes = bytes};
+    *matrix = (struct moge_matrix){
+        .type = wanted, .n_out = (int32_t)tensor->ne[1], .n_in = (int32_t)tensor->ne[0]};
+    size_t held = moge_matrix_bytes(wanted, matrix->n_out, matrix->n_in);
+    job.in_place = usable_in_place(tensor->type, wanted, job.source);
+    matrix->data = job.in_place ? job.source : arena_take(loader, held, 1);
+    if (loader->measuring)
         return 0;
-    }
-    matrix->data = arena_take(loader, held, 1);
-    return job_add(loader, matrix, stored, source, bytes);
+    loader->weight_bytes += held;
+    loader->type_values[wanted] += tensor->ne[0] * tensor->ne[1];
+    return job_add(loader, &job);
 }
 
 static int matrix_load(struct moge_loader *loader, const char *name, bool optional, int32_t n_in,
@@ -133,8 +142,7 @@ static int matrix_load(struct moge_loader *loader, const char *name, bool option
     *matrix = (struct moge_matrix){0};
     if (rc != 0 || !tensor)
         return rc;
-    return matrix_place(loader, matrix, tensor->type, type_wanted(loader, tensor->type, n_in), n_in,
-                        n_out, tensor->data, tensor->bytes);
+    return matrix_place(loader, matrix, type_wanted(loader, tensor->type, n_in), tensor, 0);
 }
 
 /* The stacked matrices of all experts of a layer. */
@@ -145,11 +153,11 @@ static int experts_load(struct moge_loader *loader, const char *name, int32_t n_
     int rc = tensor_find(loader, name, false, n_in, n_out, n, &tensor);
     if (rc != 0)
         return rc;
-    *out = arena_take(loader, (size_t)n, sizeof **out);
-    uint64_t bytes = tensor->bytes / (uint64_t)n;
+    struct moge_matrix scratch, *matrices = arena_take(loader, (size_t)n, sizeof *matrices);
     for (int32_t e = 0; e < n && rc == 0; e++)
-        rc = matrix_place(loader, &(*out)[e], tensor->type, type_wanted(loader, tensor->type, n_in),
-                          n_in, n_out, tensor->data + (uint64_t)e * bytes, bytes);
+        rc = matrix_place(loader, loader->measuring ? &scratch : &matrices[e],
+                          type_wanted(loader, tensor->type, n_in), tensor, e);
+    *out = matrices;
     return rc;
 }
 
@@ -214,8 +222,7 @@ static int router_load(struct moge_loader *loader, int32_t i, struct moge_layer 
     int rc =
         tensor_find(loader, in_layer(name, i, "ffn_gate_inp.weight"), false, dim, n, 1, &tensor);
     if (rc == 0)
-        rc = matrix_place(loader, &layer->router, tensor->type, MOGE_TYPE_F32, dim, n, tensor->data,
-                          tensor->bytes);
+        rc = matrix_place(loader, &layer->router, MOGE_TYPE_F32, tensor, 0);
     if (rc == 0)
         rc = vector_load(loader, in_layer(name, i, "exp_probs_b.bias"), true, n,
                          &layer->router_bias);
@@ -253,189 +260,79 @@ static int ends_load(struct moge_loader *loader) {
     if (rc != 0)
         return rc;
     model->embed = (struct moge_matrix){embed->type, n_vocab, dim, embed->data};
-    loader->weight_bytes += embed->bytes;
-    if ((rc = vector_load(loader, "output_norm.weight", false, dim, &model->output_norm)) != 0)
+    struct moge_pack_job look = {.matrix = &model->embed,
+                                 .name = embed->name,
+                                 .in_place = true,
+                                 .stored = embed->type,
+                                 .source = embed->data,
+                                 .source_bytes = embed->bytes};
+    if (!loader->measuring) {
+        loader->weight_bytes += embed->bytes;
+        rc = job_add(loader, &look);
+    }
+    if (rc != 0 ||
+        (rc = vector_load(loader, "output_norm.weight", false, dim, &model->output_norm)) != 0)
         return rc;
     if (moge_gguf_find_tensor(loader->gguf, "output.weight"))
         return matrix_load(loader, "output.weight", false, dim, n_vocab, &model->output);
-    return matrix_place(loader, &model->output, embed->type, type_wanted(loader, embed->type, dim),
-                        dim, n_vocab, embed->data, embed->bytes);
+    enum moge_type wanted = type_wanted(loader, embed->type, dim);
+    if (usable_in_place(embed->type, wanted, embed->data)) {
+        model->output = model->embed;
+        return 0;
+    }
+    return matrix_place(loader, &model->output, wanted, embed, 0);
 }
 
-/* Arena bytes for everything the file holds, in the largest form it may take.  Untouched pages cost
- * nothing. */
-static size_t arena_bound(const struct moge_loader *loader) {
-    const struct moge_model *model = loader->model;
-    size_t n_layers = (size_t)model->info.n_layers, n_experts = (size_t)model->router.n_experts;
-    size_t bound =
-        n_layers * (sizeof(struct moge_layer) + 3 * (n_experts + 1) * sizeof(struct moge_matrix));
-    for (uint64_t i = 0; i < moge_gguf_n_tensors(loader->gguf); i++) {
-        const struct moge_gguf_tensor *tensor = moge_gguf_tensor_at(loader->gguf, i);
-        uint64_t n_rows = tensor->ne[1] * tensor->ne[2] * tensor->ne[3];
-        /* f32, or panels filled up to 8 rows for each stacked matrix, 64 bytes of alignment each */
-        bound += 2 * 4 * tensor->ne[0] * (n_rows + 8 * tensor->ne[2]) + 128 * tensor->ne[2];
+/* One walk over the description. */
+static int describe(struct moge_loader *loader) {
+    struct moge_model *model = loader->model;
+    struct moge_layer scratch;
+    model->layers = arena_take(loader, (size_t)model->info.n_layers, sizeof *model->layers);
+    int rc = ends_load(loader);
+    for (int32_t i = 0; i < model->info.n_layers && rc == 0; i++) {
+        struct moge_layer *layer = loader->measuring ? &scratch : &model->layers[i];
+        memset(layer, 0, sizeof *layer);
+        rc = attention_load(loader, i, layer);
+        if (rc == 0)
+            rc = loader->moe ? moe_load(loader, i, layer) : dense_load(loader, i, "", layer);
     }
-    return bound + (1 << 20);
+    return rc;
+}
+
+/* A tensor without a use means that the file wants something computed that this build would leave
+ * out. */
+static int all_known(const struct moge_loader *loader) {
+    for (uint64_t i = 0; i < moge_gguf_n_tensors(loader->gguf); i++)
+        if (!loader->known[i]) {
+            struct moge_str name = moge_gguf_tensor_at(loader->gguf, i)->name;
+            return moge_fail(loader->err, MOGE_FORMAT,
+                             "tensor %.*s has no use in a %s model of %d layers",
+                             (int)(name.len < 80 ? name.len : 80), name.data, loader->arch,
+                             loader->model->info.n_layers);
+        }
+    return 0;
 }
 
 int moge_model_tensors(struct moge_loader *loader) {
     struct moge_model *model = loader->model;
-    int rc = moge_arena_init(&model->weights, arena_bound(loader), loader->err);
+    uint64_t n_tensors = moge_gguf_n_tensors(loader->gguf);
+    loader->known = calloc(n_tensors ? (size_t)n_tensors : 1, sizeof *loader->known);
+    if (!loader->known)
+        return moge_fail(loader->err, MOGE_NOMEM, "no memory to load the model");
+    loader->measuring = true;
+    int rc = describe(loader);
+    if (rc == 0)
+        rc = all_known(loader);
+    if (rc == 0)
+        rc = moge_arena_init(&model->weights, loader->arena_bytes, loader->err);
     if (rc != 0)
         return rc;
-    size_t n_layers = (size_t)model->info.n_layers;
-    model->layers = arena_take(loader, n_layers, sizeof *model->layers);
-    memset(model->layers, 0, n_layers * sizeof *model->layers);
-    rc = ends_load(loader);
-    for (int32_t i = 0; i < model->info.n_layers && rc == 0; i++) {
-        rc = attention_load(loader, i, &model->layers[i]);
-        if (rc == 0)
-            rc = loader->moe ? moe_load(loader, i, &model->layers[i])
-                             : dense_load(loader, i, "", &model->layers[i]);
-    }
+    madvise(model->weights.base, model->weights.cap_bytes, /* a wish either way */
+            loader->options->huge_pages ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+    loader->measuring = false;
+    rc = describe(loader);
     for (int type = 0; type < 64; type++)
         if (loader->type_values[type] > loader->type_values[loader->main_type])
             loader->main_type = (enum moge_type)type;
     return rc;
-}
-
-/* ---- filling ---- */
-
-struct filling {
-    struct moge_loader *loader;
-    struct moge_threads *threads;
-    atomic_int failed; /* a job whose values cannot be used, plus 1; 0: none */
-};
-
-/* A quantised block whose scale is not finite would turn the whole model into NaN. */
-static bool scales_finite(enum moge_type type, const unsigned char *blocks, size_t n_blocks) {
-    size_t step = (size_t)moge_type_traits(type)->block_bytes;
-    for (size_t b = 0; b < n_blocks; b++) {
-        uint16_t d;
-        memcpy(&d, blocks + b * step, sizeof d);
-        if ((d & 0x7c00) == 0x7c00)
-            return false;
-    }
-    return true;
-}
-
-static bool values_finite(const float *values, size_t n) {
-    for (size_t i = 0; i < n; i++)
-        if (!isfinite(values[i]))
-            return false;
-    return true;
-}
-
-/* Rows begin..end (at most a panel of them) by way of f32. */
-static bool rows_convert(const struct moge_pack_job *job, int32_t begin, int32_t end,
-                         unsigned char *rows, float *wide) {
-    const struct moge_matrix *m = job->matrix;
-    const struct moge_type_traits *from = moge_type_traits(job->stored),
-                                  *to = moge_type_traits(m->type);
-    size_t n = (size_t)(end - begin) * (size_t)m->n_in;
-    size_t row_bytes = (size_t)(m->n_in / from->block_values) * (size_t)from->block_bytes;
-    memcpy(rows, job->source + (size_t)begin * row_bytes, (size_t)(end - begin) * row_bytes);
-    from->to_f32(rows, wide, n);
-    if (!values_finite(wide, n))
-        return false;
-    unsigned char *target = (unsigned char *)(uintptr_t)m->data;
-    if (m->type == MOGE_TYPE_F32) {
-        memcpy(target + (size_t)begin * (size_t)m->n_in * sizeof *wide, wide, n * sizeof *wide);
-        return true;
-    }
-    to->from_f32(wide, rows, n);
-    size_t panel = moge_matrix_bytes(m->type, MOGE_PANEL_ROWS, m->n_in);
-    moge_matrix_pack(m->type, rows, end - begin, m->n_in, 0, end - begin,
-                     target + (size_t)(begin / MOGE_PANEL_ROWS) * panel);
-    return true;
-}
-
-/* One thread's rows of one matrix. */
-static bool job_run(const struct moge_pack_job *job, int i_thread, int n_threads,
-                    unsigned char *rows, float *wide) {
-    const struct moge_matrix *m = job->matrix;
-    const struct moge_type_traits *traits = moge_type_traits(job->stored);
-    int begin, end;
-    moge_threads_split(m->n_out, MOGE_PANEL_ROWS, i_thread, n_threads, &begin, &end);
-    if (begin >= end)
-        return true;
-    if (job->stored == m->type) {
-        size_t per_row = (size_t)(m->n_in / traits->block_values);
-        const unsigned char *first =
-            job->source + (size_t)begin * per_row * (size_t)traits->block_bytes;
-        if (traits->block_values > 1 &&
-            !scales_finite(m->type, first, (size_t)(end - begin) * per_row))
-            return false;
-        moge_matrix_pack(m->type, job->source, m->n_out, m->n_in, begin, end,
-                         (void *)(uintptr_t)m->data);
-        return true;
-    }
-    for (int32_t row = begin; row < end; row += MOGE_PANEL_ROWS)
-        if (!rows_convert(job, row, end - row < MOGE_PANEL_ROWS ? end : row + MOGE_PANEL_ROWS, rows,
-                          wide))
-            return false;
-    return true;
-}
-
-/* Pages of the file that were read once and are not needed again. */
-static void source_drop(const struct moge_pack_job *job) {
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t begin = ((uintptr_t)job->source + page - 1) / page * page;
-    uintptr_t end = ((uintptr_t)job->source + job->source_bytes) / page * page;
-    if (end > begin)
-        madvise((void *)begin, end - begin, MADV_DONTNEED);
-}
-
-static void fill_thread(void *arg, int i_thread, int n_threads) {
-    struct filling *filling = arg;
-    struct moge_loader *loader = filling->loader;
-    size_t n_in_max = 0;
-    for (size_t i = 0; i < loader->n_jobs; i++)
-        if ((size_t)loader->jobs[i].matrix->n_in > n_in_max)
-            n_in_max = (size_t)loader->jobs[i].matrix->n_in;
-    unsigned char *rows = malloc(n_in_max * MOGE_PANEL_ROWS * sizeof(float) + 64);
-    float *wide = malloc(n_in_max * MOGE_PANEL_ROWS * sizeof *wide + 64);
-    if (!rows || !wide)
-        atomic_store(&filling->failed, -1);
-    for (size_t i = 0; i < loader->n_jobs; i++) {
-        if (rows && wide && !job_run(&loader->jobs[i], i_thread, n_threads, rows, wide))
-            atomic_store(&filling->failed, (int)i + 1);
-        moge_threads_barrier(filling->threads);
-        if (atomic_load(&filling->failed) != 0)
-            break;
-        if (i_thread == 0) {
-            source_drop(&loader->jobs[i]);
-            if (loader->options->progress)
-                loader->options->progress(loader->options->progress_arg,
-                                          (double)(i + 1) / (double)loader->n_jobs);
-        }
-        moge_threads_barrier(
-            filling->threads); /* nobody sets `failed` while another still reads it */
-    }
-    free(rows);
-    free(wide);
-}
-
-int moge_model_fill(struct moge_loader *loader) {
-    struct filling filling = {.loader = loader};
-    long n_cpus = sysconf(_SC_NPROCESSORS_ONLN);
-    int n_threads = n_cpus < 1 ? 1 : n_cpus > LOAD_THREADS_MAX ? LOAD_THREADS_MAX : (int)n_cpus;
-    int rc = moge_threads_new(&filling.threads, n_threads, loader->err);
-    if (rc != 0)
-        return rc;
-    moge_threads_run(filling.threads, fill_thread, &filling);
-    moge_threads_free(filling.threads);
-    int failed = atomic_load(&filling.failed);
-    if (failed < 0)
-        return moge_fail(loader->err, MOGE_NOMEM, "no memory to load the model");
-    if (failed > 0)
-        return moge_fail(
-            loader->err, MOGE_FORMAT, "a weight matrix of %d x %d holds values that are not finite",
-            loader->jobs[failed - 1].matrix->n_in, loader->jobs[failed - 1].matrix->n_out);
-    struct moge_arena *weights = &loader->model->weights;
-    if (loader->options->mlock && mlock(weights->base, weights->used_bytes) != 0)
-        return moge_fail(loader->err, MOGE_IO,
-                         "cannot lock %zu bytes of weights in memory: raise LimitMEMLOCK",
-                         weights->used_bytes);
-    return 0;
 }
