@@ -5,9 +5,11 @@
  *   top_k, top_p, min_p:        candidates above a threshold are gathered, ordered, cut, and raced
  *
  * Orders are total (larger logit first, lower id on ties) and sums run in a fixed order, so the
- * outcome is a pure function of the row.  NaN logits count as minus infinity. */
+ * outcome is a pure function of the row.  NaN logits count as minus infinity.  Sorting is our own:
+ * the C library's may allocate. */
 #include "moge/sample.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -30,74 +32,6 @@ struct moge_sampler {
     int32_t *counts;        /* [n_vocab] occurrences in the output; all 0 between calls */
     uint8_t *seen;          /* [n_vocab] occurs in prompt or output; all 0 between calls */
 };
-
-struct moge_sample_params moge_sample_params_default(void) {
-    return (struct moge_sample_params){
-        .temperature = 1, .top_p = 1, .repetition_penalty = 1, .n_logprobs = -1};
-}
-
-/* ---- checks ---- */
-
-static int field_range(const char *name, double value, double min, double max,
-                       struct moge_err *err) {
-    if (value >= min && value <= max) /* false for NaN */
-        return 0;
-    return moge_fail(err, MOGE_INVALID, "%s is %g; it must be %g..%g", name, value, min, max);
-}
-
-static int ids_check(const struct moge_sample_params *params, int32_t n_vocab,
-                     struct moge_err *err) {
-    if (params->n_bias < 0 || params->n_bias > MOGE_LOGIT_BIAS_MAX)
-        return moge_fail(err, MOGE_INVALID, "logit_bias has %d entries; at most %d are possible",
-                         params->n_bias, MOGE_LOGIT_BIAS_MAX);
-    if (params->n_stop_ids < 0 || params->n_stop_ids > MOGE_STOP_IDS_MAX)
-        return moge_fail(err, MOGE_INVALID, "there are %d stop ids; at most %d are possible",
-                         params->n_stop_ids, MOGE_STOP_IDS_MAX);
-    for (int32_t i = 0; i < params->n_bias; i++) {
-        if (params->bias[i].id < 0 || params->bias[i].id >= n_vocab)
-            return moge_fail(err, MOGE_INVALID, "logit_bias names token %d; the vocabulary has %d",
-                             params->bias[i].id, n_vocab);
-        if (isnan(params->bias[i].bias) || params->bias[i].bias == INFINITY)
-            return moge_fail(err, MOGE_INVALID,
-                             "logit_bias of token %d is not a finite number (nor a ban)",
-                             params->bias[i].id);
-    }
-    for (int32_t i = 0; i < params->n_stop_ids; i++)
-        if (params->stop_ids[i] < 0 || params->stop_ids[i] >= n_vocab)
-            return moge_fail(err, MOGE_INVALID, "stop id %d is not in the vocabulary of %d",
-                             params->stop_ids[i], n_vocab);
-    return 0;
-}
-
-int moge_sample_params_check(const struct moge_sample_params *params, int32_t n_vocab,
-                             struct moge_err *err) {
-    const struct {
-        const char *name;
-        double value, min, max;
-    } fields[] = {
-        {"temperature", (double)params->temperature, 0, 100},
-        {"min_p", (double)params->min_p, 0, 1},
-        {"top_k", params->top_k, 0, INT32_MAX},
-        {"presence_penalty", (double)params->presence_penalty, -2, 2},
-        {"frequency_penalty", (double)params->frequency_penalty, -2, 2},
-        {"min_tokens", params->min_tokens, 0, INT32_MAX},
-        {"logprobs", params->n_logprobs, -1, MOGE_LOGPROBS_MAX},
-    };
-    for (size_t i = 0; i < sizeof fields / sizeof fields[0]; i++)
-        if (field_range(fields[i].name, fields[i].value, fields[i].min, fields[i].max, err) != 0)
-            return MOGE_INVALID;
-    if (!(params->top_p > 0 && params->top_p <= 1))
-        return moge_fail(err, MOGE_INVALID, "top_p is %g; it must be above 0 and at most 1",
-                         (double)params->top_p);
-    if (!(params->min_p < 1))
-        return moge_fail(err, MOGE_INVALID, "min_p is %g; it must be at least 0 and below 1",
-                         (double)params->min_p);
-    if (!(params->repetition_penalty > 0 && params->repetition_penalty <= 100))
-        return moge_fail(err, MOGE_INVALID,
-                         "repetition_penalty is %g; it must be above 0 and at most 100",
-                         (double)params->repetition_penalty);
-    return ids_check(params, n_vocab, err);
-}
 
 /* ---- life ---- */
 
@@ -192,8 +126,33 @@ static bool better(const struct candidate *a, const struct candidate *b) {
     return a->logit > b->logit || (a->logit == b->logit && a->id < b->id);
 }
 
-static int by_rank(const void *a, const void *b) {
-    return better(a, b) ? -1 : better(b, a) ? 1 : 0;
+/* Lets the candidate at i sink in a heap of n whose top is the worst. */
+static void sink(struct candidate *heap, int32_t n, int32_t i) {
+    struct candidate sinking = heap[i];
+    for (;;) {
+        int32_t child = 2 * i + 1;
+        if (child >= n)
+            break;
+        if (child + 1 < n && better(&heap[child], &heap[child + 1]))
+            child++;
+        if (!better(&sinking, &heap[child]))
+            break;
+        heap[i] = heap[child];
+        i = child;
+    }
+    heap[i] = sinking;
+}
+
+/* Best first (heapsort). */
+static void sort_best(struct candidate *kept, int32_t n) {
+    for (int32_t i = n / 2 - 1; i >= 0; i--)
+        sink(kept, n, i);
+    for (int32_t last = n - 1; last > 0; last--) {
+        struct candidate worst = kept[0];
+        kept[0] = kept[last];
+        kept[last] = worst;
+        sink(kept, last, 0);
+    }
 }
 
 /* Moves the n best of kept[0..n_all) to the front, in no order (Hoare's selection, middle pivots).
@@ -252,8 +211,7 @@ static int32_t cut_top_p(struct moge_sampler *sampler, int32_t n, float top_p, f
         if (n_next > n || n_next < 0)
             n_next = n;
         select_best(sampler->kept + n_ranked, n - n_ranked, n_next - n_ranked);
-        qsort(sampler->kept + n_ranked, (size_t)(n_next - n_ranked), sizeof *sampler->kept,
-              by_rank);
+        sort_best(sampler->kept + n_ranked, n_next - n_ranked);
         weigh(sampler, n_next, largest);
         for (; n_ranked < n_next; n_ranked++) {
             sum += (double)sampler->weights[n_ranked];
@@ -281,8 +239,7 @@ static int32_t pick_from_kept(struct moge_sampler *sampler, const struct moge_sa
     if (params->top_k > 0 && params->top_k < n) {
         select_best(sampler->kept, n, params->top_k);
         n = params->top_k;
-        qsort(sampler->kept, (size_t)n, sizeof *sampler->kept,
-              by_rank); /* one order for the sums below */
+        sort_best(sampler->kept, n); /* one order for the sums below */
     }
     if (params->top_p < 1)
         n = cut_top_p(sampler, n, params->top_p, largest);
@@ -302,8 +259,9 @@ int32_t moge_sampler_pick(struct moge_sampler *sampler, const struct moge_sample
                           int32_t n_tokens) {
     const float *row = adjust(sampler, params, logits, tokens, n_prompt, n_tokens);
     int32_t best = sampler->kernels->argmax(row, sampler->n_vocab);
-    /* When everything is banned there is nothing to race: the lowest id, as argmax has it. */
-    if (params->temperature < MOGE_TEMPERATURE_MIN || !(row[best] > -INFINITY))
+    /* Nothing to race: all are banned, or the best is infinitely ahead. */
+    if (params->temperature < MOGE_TEMPERATURE_MIN || !(row[best] > -INFINITY) ||
+        row[best] * (1 / params->temperature) == INFINITY)
         return best;
     bool cuts = (params->top_k > 0 && params->top_k < sampler->n_vocab) || params->top_p < 1 ||
                 params->min_p > 0;
@@ -319,24 +277,44 @@ float moge_gumbel(uint64_t seed, int32_t pos, int32_t id) {
 
 /* ---- log-probabilities ---- */
 
+/* The row without NaN and plus infinity, which no sum survives: itself, or a mended copy. */
+static const float *mend(struct moge_sampler *sampler, const float *logits) {
+    bool whole = true;
+    for (int32_t id = 0; id < sampler->n_vocab; id++)
+        whole = whole && logits[id] <= FLT_MAX;
+    if (whole)
+        return logits;
+    for (int32_t id = 0; id < sampler->n_vocab; id++)
+        sampler->logits[id] = isnan(logits[id]) ? -INFINITY : fminf(logits[id], FLT_MAX);
+    return sampler->logits;
+}
+
 void moge_sampler_logprobs(struct moge_sampler *sampler, const float *logits, int32_t token,
                            int32_t n_top, struct moge_logprobs *out) {
-    float largest = logits[sampler->kernels->argmax(logits, sampler->n_vocab)];
-    float sum = sampler->kernels->exp_sum(logits, largest, 1, sampler->n_vocab, sampler->weights);
-    float log_sum = largest + logf(sum);
-    *out = (struct moge_logprobs){.chosen = logits[token] - log_sum, .rank = 1};
-    struct candidate chosen = {logits[token], token};
+    MOGE_ASSERT(token >= 0 && token < sampler->n_vocab && n_top >= 0 && n_top <= MOGE_LOGPROBS_MAX);
+    const float *row = mend(sampler, logits);
+    float largest = row[sampler->kernels->argmax(row, sampler->n_vocab)];
+    double log_sum = 0; /* of the whole softmax: 0 as well when every logit is minus infinity */
+    if (largest > -INFINITY) {
+        double sum = 0; /* in float the tail of a large vocabulary would be lost */
+        sampler->kernels->exp_sum(row, largest, 1, sampler->n_vocab, sampler->weights);
+        for (int32_t id = 0; id < sampler->n_vocab; id++)
+            sum += (double)sampler->weights[id];
+        log_sum = (double)largest + log(sum);
+    }
+    *out = (struct moge_logprobs){.chosen = (float)((double)row[token] - log_sum), .rank = 1};
+    struct candidate chosen = {row[token], token};
     for (int32_t id = 0; id < sampler->n_vocab; id++) {
-        sampler->kept[id] = (struct candidate){logits[id], id};
+        sampler->kept[id] = (struct candidate){row[id], id};
         out->rank += better(&sampler->kept[id], &chosen);
     }
     out->n_top = n_top < sampler->n_vocab ? n_top : sampler->n_vocab;
     if (out->n_top == 0)
         return;
     select_best(sampler->kept, sampler->n_vocab, out->n_top);
-    qsort(sampler->kept, (size_t)out->n_top, sizeof *sampler->kept, by_rank);
+    sort_best(sampler->kept, out->n_top);
     for (int32_t i = 0; i < out->n_top; i++) {
         out->top[i].id = sampler->kept[i].id;
-        out->top[i].logprob = sampler->kept[i].logit - log_sum;
+        out->top[i].logprob = (float)((double)sampler->kept[i].logit - log_sum);
     }
 }

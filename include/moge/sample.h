@@ -66,12 +66,15 @@ int moge_sampler_new(struct moge_sampler **out, int32_t n_vocab, struct moge_err
 void moge_sampler_free(struct moge_sampler *sampler);
 
 /* Picks the token at position n_tokens from logits [n_vocab], given tokens [n_tokens] of which the
- * first n_prompt are the prompt.  Leaves logits untouched.  Allocates nothing. */
+ * first n_prompt are the prompt.  Leaves logits untouched.  Allocates nothing.  A NaN counts as
+ * minus infinity; when all are minus infinity (everything is banned) the first that is not NaN is
+ * picked, or token 0, so that the result is always a token. */
 int32_t moge_sampler_pick(struct moge_sampler *sampler, const struct moge_sample_params *params,
                           const float *logits, const int32_t *tokens, int32_t n_prompt,
                           int32_t n_tokens);
 
-/* Log-probabilities of `token` and the n_top most likely under the untouched logits. */
+/* Log-probabilities of `token` and the n_top (at most MOGE_LOGPROBS_MAX) most likely under the
+ * untouched logits; minus infinity for what cannot be. */
 void moge_sampler_logprobs(struct moge_sampler *sampler, const float *logits, int32_t token,
                            int32_t n_top, struct moge_logprobs *out);
 
