@@ -140,9 +140,11 @@ int moge_draft_ngram_new(struct moge_drafter *out, int32_t n_slots, int32_t n_co
     size_t slot_len = (size_t)N_SIZES * ngram->n_entries, ends_bytes;
     if (__builtin_mul_overflow(slot_len * sizeof *ngram->ends, (size_t)n_slots, &ends_bytes))
         goto fail;
-    ngram->slots = calloc((size_t)n_slots, sizeof *ngram->slots);
     ngram->ends = malloc(ends_bytes);
-    if (!ngram->slots || !ngram->ends)
+    if (!ngram->ends)
+        goto fail;
+    ngram->slots = calloc((size_t)n_slots, sizeof *ngram->slots);
+    if (!ngram->slots)
         goto fail;
     memset(ngram->ends, 0xff, ends_bytes);
     for (int32_t i = 0; i < n_slots; i++)
