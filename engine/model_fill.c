@@ -58,6 +58,8 @@ static bool rows_convert(const struct moge_pack_job *job, int32_t begin, int32_t
         return true;
     }
     to->from_f32(wide, rows, n);
+    if (!stored_finite(m->type, rows, n / (size_t)to->block_values)) /* a scale beyond f16 */
+        return false;
     size_t panel = moge_matrix_bytes(m->type, MOGE_PANEL_ROWS, m->n_in);
     moge_matrix_pack(m->type, rows, end - begin, m->n_in, 0, end - begin,
                      target + (size_t)(begin / MOGE_PANEL_ROWS) * panel);

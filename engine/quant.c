@@ -118,7 +118,7 @@ static void q8_0_from_f32(const float *source, void *target, size_t n) {
         const float *x = source + b * MOGE_QBLOCK;
         float largest = 0;
         for (size_t i = 0; i < MOGE_QBLOCK; i++)
-            if (!(fabsf(x[i]) <= largest))
+            if (isnan(x[i]) || fabsf(x[i]) > largest) /* a NaN stays */
                 largest = fabsf(x[i]);
         block[b].d = moge_f32_to_f16(largest / 127.0f);
         float inverse = (block[b].d & 0x7fffu) ? 127.0f / largest : 0.0f;
@@ -146,7 +146,7 @@ static void q4_0_from_f32(const float *source, void *target, size_t n) {
         const float *x = source + b * MOGE_QBLOCK;
         float extreme = 0;
         for (size_t i = 0; i < MOGE_QBLOCK; i++)
-            if (!(fabsf(x[i]) <= fabsf(extreme)))
+            if (isnan(x[i]) || fabsf(x[i]) > fabsf(extreme)) /* a NaN stays */
                 extreme = x[i];
         block[b].d = moge_f32_to_f16(extreme / -8.0f);
         float inverse = (block[b].d & 0x7fffu) && isfinite(extreme) ? -8.0f / extreme : 0.0f;

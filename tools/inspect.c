@@ -21,6 +21,12 @@ static const char usage_text[] =
     "\n"
     "Exit status: 0 done, 1 the file cannot be read, 2 wrong options.\n";
 
+/* JSON has no word for NaN and infinity; null keeps an array's length. */
+static json_t *real_json(double x) {
+    json_t *number = json_real(x);
+    return number ? number : json_null();
+}
+
 /* One item of a value as JSON; *at moves behind it. */
 static json_t *item_json(enum moge_gguf_kind kind, const unsigned char **at) {
     static const uint8_t sizes[] = {1, 1, 2, 2, 4, 4, 4, 1, 0, 0, 8, 8, 8};
@@ -63,9 +69,9 @@ static json_t *item_json(enum moge_gguf_kind kind, const unsigned char **at) {
     case MOGE_GGUF_BOOL:
         return json_boolean(v.u8);
     case MOGE_GGUF_F32:
-        return json_real((double)v.f32);
+        return real_json((double)v.f32);
     default:
-        return json_real(v.f64);
+        return real_json(v.f64);
     }
 }
 

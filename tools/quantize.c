@@ -41,15 +41,19 @@ struct row {
     size_t n;
 };
 
-static int row_convert(const struct row *row, enum moge_type from, enum moge_type to,
-                       const unsigned char *data, struct moge_err *err) {
-    const struct moge_type_traits *source = moge_type_traits(from);
+static int row_convert(const struct row *row, const struct moge_gguf_tensor *tensor,
+                       enum moge_type to, const unsigned char *data, struct moge_err *err) {
+    const struct moge_type_traits *source = moge_type_traits(tensor->type);
+    const struct moge_type_traits *target = moge_type_traits(to);
     memcpy(row->source, data, row->n / (size_t)source->block_values * (size_t)source->block_bytes);
     source->to_f32(row->source, row->wide, row->n);
+    target->from_f32(row->wide, row->target, row->n);
+    target->to_f32(row->target, row->wide, row->n); /* shows NaN and what the type cannot hold */
     for (size_t i = 0; i < row->n; i++)
         if (!isfinite(row->wide[i]))
-            return moge_fail(err, MOGE_FORMAT, "a weight is not a finite number");
-    moge_type_traits(to)->from_f32(row->wide, row->target, row->n);
+            return moge_fail(err, MOGE_FORMAT, "tensor %.*s holds a value that %s cannot hold",
+                             (int)(tensor->name.len < 80 ? tensor->name.len : 80),
+                             tensor->name.data, target->name);
     return 0;
 }
 
@@ -66,7 +70,7 @@ static int tensor_write(struct moge_gguf_writer *writer, const struct moge_gguf_
     if (!row.source || !row.target || !row.wide)
         rc = moge_fail(err, MOGE_NOMEM, "no memory for a row of %zu values", n);
     for (size_t i = 0; i < n_rows && rc == 0; i++) {
-        rc = row_convert(&row, tensor->type, to, tensor->data + i * source_bytes, err);
+        rc = row_convert(&row, tensor, to, tensor->data + i * source_bytes, err);
         if (rc == 0)
             rc = moge_gguf_write_data(writer, row.target, target_bytes, err);
     }

@@ -141,6 +141,21 @@ static void degenerate_blocks_are_defined(void **state) {
     }
 }
 
+static void one_nan_spoils_its_block(void **state) {
+    (void)state;
+    for (int at = 0; at < 32; at += 31) {
+        float x[32];
+        struct moge_block_q8_0 q8;
+        struct moge_block_q4_0 q4;
+        for (int i = 0; i < 32; i++)
+            x[i] = i == at ? NAN : (float)(i + 1);
+        moge_type_traits(MOGE_TYPE_Q8_0)->from_f32(x, &q8, 32);
+        moge_type_traits(MOGE_TYPE_Q4_0)->from_f32(x, &q4, 32);
+        assert_true(isnan(moge_f16_to_f32(q8.d)));
+        assert_true(isnan(moge_f16_to_f32(q4.d)));
+    }
+}
+
 static void types_are_found_by_name_and_number(void **state) {
     (void)state;
     enum moge_type type = MOGE_TYPE_F32;
@@ -161,6 +176,7 @@ int main(void) {
         cmocka_unit_test(q8_0_keeps_the_largest_and_its_error_bound),
         cmocka_unit_test(q4_0_uses_the_signed_extreme),
         cmocka_unit_test(degenerate_blocks_are_defined),
+        cmocka_unit_test(one_nan_spoils_its_block),
         cmocka_unit_test(types_are_found_by_name_and_number),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
