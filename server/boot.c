@@ -101,6 +101,12 @@ static int draft_check(const struct moge_boot *boot, const char *path, struct mo
     if (rc)
         return moge_fail(err, rc, "the draft %.60s has another vocabulary than the model: %s", path,
                          difference.text);
+    /* The draft samples with the request's parameters, which may name any token of the model. */
+    int32_t n_draft = moge_model_info(boot->draft_model)->n_vocab;
+    int32_t n_model = moge_model_info(boot->model)->n_vocab;
+    if (n_draft < n_model)
+        return moge_fail(err, MOGE_INVALID, "the draft %.60s has %d tokens; the model has %d", path,
+                         n_draft, n_model);
     return 0;
 }
 

@@ -5,6 +5,10 @@
 #define IDLE_WAIT_US    1000000
 #define STALLED_WAIT_US 20000
 
+static int64_t clock_us(const struct moge_step *step) {
+    return step->now_ns() / 1000;
+}
+
 static int forward_timed(struct moge_step *step) {
     int64_t begin_ns = step->now_ns();
     int rc = moge_engine_forward(step->engine, &step->batch);
@@ -12,28 +16,35 @@ static int forward_timed(struct moge_step *step) {
     return rc;
 }
 
+/* What the step took goes to the draft policy and to the metrics. */
+static void measure(struct moge_step *step, int rc, int64_t begin_ns) {
+    if (rc == 0)
+        moge_draft_observe(step->draft, &step->batch, step->forward_ns);
+    step->step_ns = step->now_ns() - begin_ns;
+    if (step->measured)
+        step->measured(step->measured_arg, step);
+}
+
+/* clang-format off */
 int moge_step_run(struct moge_step *step) {
     struct moge_batch *batch = &step->batch;
     int64_t begin_ns = step->now_ns();
     moge_sched_admit(step->sched, step->queue, begin_ns / 1000); /* requests take pages, or wait */
-    moge_sched_plan(step->sched, batch); /* rows: decode, prefill chunks   */
+    moge_sched_plan(step->sched, batch);                         /* rows: decode, prefill chunks */
     if (batch->n_spans == 0)
-        return 0;                           /* everybody waits for a reader   */
-    moge_draft_propose(step->draft, batch); /* guesses follow each decode row */
-    int rc = forward_timed(step);           /* logits of every row; KV grows  */
+        return 0;                                                /* everybody waits for a reader */
+    moge_draft_propose(step->draft, batch);                      /* guesses follow decode rows */
+    int rc = forward_timed(step);                                /* logits of rows; KV grows */
     if (rc == 0)
-        moge_accept_batch(step->accept, batch); /* agreeing guesses, plus one     */
-    int64_t end_ns = step->now_ns();
-    moge_sched_commit(step->sched, batch, rc, end_ns / 1000); /* tokens out, KV cut, retire     */
-    moge_draft_observe(step->draft, batch, step->forward_ns);
-    step->step_ns = step->now_ns() - begin_ns;
-    if (step->measured)
-        step->measured(step->measured_arg, step);
+        moge_accept_batch(step->accept, batch);                  /* agreeing guesses, plus one */
+    moge_sched_commit(step->sched, batch, rc, clock_us(step));     /* tokens out, KV cut, retire */
+    measure(step, rc, begin_ns);
     return rc;
 }
+/* clang-format on */
 
 static void beat(struct moge_step *step) {
-    atomic_store_explicit(&step->beat_us, step->now_ns() / 1000, memory_order_relaxed);
+    atomic_store_explicit(&step->beat_us, clock_us(step), memory_order_relaxed);
 }
 
 void *moge_step_loop(void *arg) {
@@ -42,7 +53,7 @@ void *moge_step_loop(void *arg) {
         beat(step);
         int stop = atomic_load_explicit(&step->stop, memory_order_relaxed);
         if (stop == 2)
-            moge_sched_abort(step->sched, step->queue, MOGE_FINISH_SHUTDOWN, step->now_ns() / 1000);
+            moge_sched_abort(step->sched, step->queue, MOGE_FINISH_SHUTDOWN, clock_us(step));
         moge_step_run(step); /* a failed forward has already been told to its requests */
         bool idle = moge_sched_idle(step->sched);
         if (idle)
