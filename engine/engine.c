@@ -270,12 +270,20 @@ static int64_t dense_bytes(const struct moge_engine *engine) {
     return bytes;
 }
 
+/* Where other processes leave the pool one processor, a meeting takes some 8 times as long.  Only a
+ * shared pass finds out whether that is over, so one is tried now and then. */
+#define CROWDED_MEETING 8
+#define CROWDED_PASSES  32
+
 /* A small draft is faster on one thread.  The result is the same. */
 static bool is_worth_sharing(const struct moge_engine *engine) {
     int64_t n_threads = moge_threads_count(engine->threads);
     int64_t macs =
         engine->n_rows * engine->row_macs + engine->n_logits * matrix_macs(&engine->model->output);
-    return engine->n_rows > 0 && macs - macs / n_threads > engine->pass_macs_alone;
+    int64_t saved = macs - macs / n_threads;
+    if (moge_threads_crowded(engine->threads) && engine->n_passes_alone < CROWDED_PASSES)
+        saved /= CROWDED_MEETING;
+    return engine->n_rows > 0 && saved > engine->pass_macs_alone;
 }
 
 int moge_engine_forward(struct moge_engine *engine, struct moge_batch *batch) {
@@ -283,10 +291,15 @@ int moge_engine_forward(struct moge_engine *engine, struct moge_batch *batch) {
     if (rc != 0)
         return rc;
     rows_flatten(engine, batch);
-    engine->n_active = is_worth_sharing(engine) ? moge_threads_count(engine->threads) : 1;
+    bool sharing = is_worth_sharing(engine);
+    engine->n_active = sharing ? moge_threads_count(engine->threads) : 1;
+    if (sharing)
+        engine->n_passes_alone = 0;
+    else if (engine->n_passes_alone < CROWDED_PASSES)
+        engine->n_passes_alone++;
     engine->stats =
         (struct moge_forward_stats){.n_rows = engine->n_rows, .n_logits = engine->n_logits};
-    if (engine->n_active > 1)
+    if (sharing)
         moge_threads_run(engine->threads, moge_forward_thread, engine);
     else if (engine->n_rows > 0)
         moge_forward_thread(engine, 0, 1);

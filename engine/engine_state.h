@@ -51,6 +51,7 @@ struct moge_engine {
     int64_t pass_macs_alone;   /* a pass with no more is one thread's */
     int64_t router_macs_alone; /* a router with no more is evaluated by every thread */
     /* ---- one forward ---- */
+    int32_t n_passes_alone; /* since the last shared one, at most CROWDED_PASSES */
     int32_t n_active; /* threads that take part: all, or 1 when a pass is too small to share */
     int32_t n_rows, n_logits;
     struct moge_row *rows;  /* [n_rows_max] */

@@ -157,6 +157,10 @@ int moge_threads_count(const struct moge_threads *pool) {
     return pool->n_threads;
 }
 
+bool moge_threads_crowded(const struct moge_threads *pool) {
+    return atomic_load_explicit(&pool->crowded, memory_order_relaxed);
+}
+
 void moge_threads_run(struct moge_threads *pool, moge_threads_fn *fn, void *arg) {
     if (pool->n_threads == 1) {
         fn(arg, 0, 1);

@@ -6,6 +6,7 @@
 #ifndef MOGE_THREADS_H
 #define MOGE_THREADS_H
 
+#include <stdbool.h>
 #include "moge/err.h"
 
 #define MOGE_THREADS_MAX 256
@@ -27,6 +28,10 @@ void moge_threads_run(struct moge_threads *pool, moge_threads_fn *fn, void *arg)
 
 /* Inside a run: every thread of the pool waits for every other.  Spins briefly, then sleeps. */
 void moge_threads_barrier(struct moge_threads *pool);
+
+/* True while threads of the pool shared a processor at their last meeting, for want of a free one:
+ * meetings then take several times as long.  A hint; between runs, from the caller's thread. */
+bool moge_threads_crowded(const struct moge_threads *pool);
 
 /* Splits n items in units of `grain` evenly: thread i gets [*begin, *end), possibly empty. */
 void moge_threads_split(int n, int grain, int i_thread, int n_threads, int *begin, int *end);
