@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Weights into memory: each matrix is packed by all threads, and the pages of the file that were
+/* Weights into memory: matrices are packed by several threads, and the pages of the file that were
  * read are let go at once, so that a model is never held twice.  Every value is looked at on the
  * way, whether it moves or not: one that is not finite would turn all logits into NaN. */
 #include <math.h>
@@ -12,12 +12,20 @@
 #include "engine/model_load.h"
 
 #define LOAD_THREADS_MAX 8
+#define UNIT_ROWS        256 /* of a matrix, packed at a time; a multiple of MOGE_PANEL_ROWS */
 
 struct filling {
-    struct moge_loader *loader;
-    struct moge_threads *threads;
-    atomic_int failed; /* a job whose values cannot be used, plus 1; 0: none */
+    const struct moge_loader *loader;
+    int32_t n_in_max;
+    uint64_t bytes_all;
+    atomic_size_t next; /* unit to be taken next */
+    atomic_ullong bytes_done;
+    atomic_int failed; /* a job whose values cannot be used, plus 1; -1: no memory; 0: none */
 };
+
+static size_t units_of(const struct moge_pack_job *job) {
+    return ((size_t)job->matrix->n_out + UNIT_ROWS - 1) / UNIT_ROWS;
+}
 
 /* n_blocks blocks as the file has them: scales of quantised ones, values of the others. */
 static bool stored_finite(enum moge_type type, const unsigned char *blocks, size_t n_blocks) {
@@ -66,15 +74,11 @@ static bool rows_convert(const struct moge_pack_job *job, int32_t begin, int32_t
     return true;
 }
 
-/* One thread's rows of one matrix. */
-static bool job_run(const struct moge_pack_job *job, int i_thread, int n_threads,
+/* Rows begin..end of one matrix, begin a multiple of MOGE_PANEL_ROWS. */
+static bool job_run(const struct moge_pack_job *job, int32_t begin, int32_t end,
                     unsigned char *rows, float *wide) {
     const struct moge_matrix *m = job->matrix;
     const struct moge_type_traits *traits = moge_type_traits(job->stored);
-    int begin, end;
-    moge_threads_split(m->n_out, MOGE_PANEL_ROWS, i_thread, n_threads, &begin, &end);
-    if (begin >= end)
-        return true;
     if (job->stored == m->type) {
         size_t per_row = (size_t)(m->n_in / traits->block_values);
         const unsigned char *first =
@@ -93,47 +97,56 @@ static bool job_run(const struct moge_pack_job *job, int i_thread, int n_threads
     return true;
 }
 
-/* Pages of the file that were read once and are not needed again. */
-static void source_drop(const struct moge_pack_job *job) {
-    if (job->in_place)
-        return;
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
-    uintptr_t begin = ((uintptr_t)job->source + page - 1) / page * page;
-    uintptr_t end = ((uintptr_t)job->source + job->source_bytes) / page * page;
-    if (end > begin)
-        madvise((void *)begin, end - begin, MADV_DONTNEED);
+static size_t row_bytes(const struct moge_pack_job *job) {
+    return (size_t)job->source_bytes / (size_t)job->matrix->n_out;
+}
+
+/* Whole pages of the file that were read once and are not needed again. */
+static void source_drop(const struct moge_pack_job *job, int32_t begin, int32_t end) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), source = (uintptr_t)job->source;
+    uintptr_t first = (source + (size_t)begin * row_bytes(job) + page - 1) / page * page;
+    uintptr_t last = (source + (size_t)end * row_bytes(job)) / page * page;
+    if (!job->in_place && last > first)
+        madvise((void *)first, last - first, MADV_DONTNEED);
+}
+
+/* Units are taken by whoever is free, in order: a thread that the machine has no time for delays
+ * nobody. */
+static void units_run(struct filling *filling, bool reports, unsigned char *rows, float *wide) {
+    const struct moge_loader *loader = filling->loader;
+    size_t i = 0, first_unit = 0; /* the job that the unit is of, and its first */
+    while (atomic_load(&filling->failed) == 0) {
+        size_t unit = atomic_fetch_add(&filling->next, 1);
+        while (i < loader->n_jobs && unit - first_unit >= units_of(&loader->jobs[i]))
+            first_unit += units_of(&loader->jobs[i++]);
+        if (i == loader->n_jobs)
+            return;
+        const struct moge_pack_job *job = &loader->jobs[i];
+        int32_t begin = (int32_t)(unit - first_unit) * UNIT_ROWS, left = job->matrix->n_out - begin;
+        int32_t end = begin + (left < UNIT_ROWS ? left : UNIT_ROWS);
+        if (!job_run(job, begin, end, rows, wide)) {
+            atomic_store(&filling->failed, (int)i + 1);
+            return;
+        }
+        source_drop(job, begin, end);
+        uint64_t bytes = (uint64_t)(end - begin) * row_bytes(job);
+        uint64_t done = atomic_fetch_add(&filling->bytes_done, bytes) + bytes;
+        if (reports && loader->options->progress)
+            loader->options->progress(loader->options->progress_arg,
+                                      (double)done / (double)filling->bytes_all);
+    }
 }
 
 static void fill_thread(void *arg, int i_thread, int n_threads) {
     struct filling *filling = arg;
-    struct moge_loader *loader = filling->loader;
-    size_t n_in_max = 0;
-    uint64_t bytes_all = 0, bytes_done = 0;
-    for (size_t i = 0; i < loader->n_jobs; i++) {
-        if ((size_t)loader->jobs[i].matrix->n_in > n_in_max)
-            n_in_max = (size_t)loader->jobs[i].matrix->n_in;
-        bytes_all += loader->jobs[i].source_bytes;
-    }
-    unsigned char *rows = malloc(n_in_max * MOGE_PANEL_ROWS * sizeof(float) + 64);
-    float *wide = malloc(n_in_max * MOGE_PANEL_ROWS * sizeof *wide + 64);
-    if (!rows || !wide)
+    size_t values = (size_t)filling->n_in_max * MOGE_PANEL_ROWS;
+    unsigned char *rows = malloc(values * sizeof(float));
+    float *wide = malloc(values * sizeof *wide);
+    (void)n_threads;
+    if (rows && wide)
+        units_run(filling, i_thread == 0, rows, wide);
+    else
         atomic_store(&filling->failed, -1);
-    for (size_t i = 0; i < loader->n_jobs; i++) {
-        if (rows && wide && !job_run(&loader->jobs[i], i_thread, n_threads, rows, wide))
-            atomic_store(&filling->failed, (int)i + 1);
-        moge_threads_barrier(filling->threads);
-        if (atomic_load(&filling->failed) != 0)
-            break;
-        if (i_thread == 0) {
-            source_drop(&loader->jobs[i]);
-            bytes_done += loader->jobs[i].source_bytes;
-            if (loader->options->progress)
-                loader->options->progress(loader->options->progress_arg,
-                                          (double)bytes_done / (double)bytes_all);
-        }
-        moge_threads_barrier(
-            filling->threads); /* nobody sets `failed` while another still reads it */
-    }
     free(rows);
     free(wide);
 }
@@ -158,13 +171,20 @@ static int memory_lock(const struct moge_loader *loader) {
 
 int moge_model_fill(struct moge_loader *loader) {
     struct filling filling = {.loader = loader};
+    struct moge_threads *threads = NULL;
     long n_cpus = sysconf(_SC_NPROCESSORS_ONLN);
     int n_threads = n_cpus < 1 ? 1 : n_cpus > LOAD_THREADS_MAX ? LOAD_THREADS_MAX : (int)n_cpus;
-    int rc = moge_threads_new(&filling.threads, n_threads, loader->err);
+    for (size_t i = 0; i < loader->n_jobs; i++) {
+        const struct moge_pack_job *job = &loader->jobs[i];
+        filling.bytes_all += job->source_bytes;
+        if (job->matrix->n_in > filling.n_in_max)
+            filling.n_in_max = job->matrix->n_in;
+    }
+    int rc = moge_threads_new(&threads, n_threads, loader->err);
     if (rc != 0)
         return rc;
-    moge_threads_run(filling.threads, fill_thread, &filling);
-    moge_threads_free(filling.threads);
+    moge_threads_run(threads, fill_thread, &filling);
+    moge_threads_free(threads);
     int failed = atomic_load(&filling.failed);
     if (failed < 0)
         return moge_fail(loader->err, MOGE_NOMEM, "no memory to load the model");
@@ -173,5 +193,7 @@ int moge_model_fill(struct moge_loader *loader) {
         return moge_fail(loader->err, MOGE_FORMAT, "tensor %.*s holds a value that is not finite",
                          (int)(name.len < 80 ? name.len : 80), name.data);
     }
+    if (loader->options->progress)
+        loader->options->progress(loader->options->progress_arg, 1);
     return loader->options->mlock ? memory_lock(loader) : 0;
 }

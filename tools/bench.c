@@ -280,7 +280,7 @@ static int measure(struct bench *bench, const char *work, int32_t n_seqs, int32_
 /* ---- the run ---- */
 
 static int setup(struct bench *bench, struct moge_err *err) {
-    struct moge_model_options model_options = {.weights = bench->weights};
+    struct moge_model_options model_options = {.weights = bench->weights, .huge_pages = true};
     double start = now_ms();
     int rc = moge_model_open(&bench->model, bench->path, &model_options, err);
     if (rc != 0)
