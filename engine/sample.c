@@ -2,7 +2,7 @@
 /* How a row of logits becomes a token.
  *
  *   greedy or nothing to cut:   one pass (argmax, or Gumbel argmax) over the row
- *   top_k, top_p, min_p:        candidates above a threshold are gathered, ordered, cut, and raced
+ *   top_k, top_p, min_p:        candidates are gathered, cut by selection, and raced
  *
  * Orders are total (larger logit first, lower id on ties) and sums run in a fixed order, so the
  * outcome is a pure function of the row.  NaN logits count as minus infinity.  Sorting is our own:
@@ -15,6 +15,8 @@
 #include <string.h>
 
 #include "engine/kernels/kernels.h"
+
+#define RANKED_AT_ONCE 32
 
 struct candidate {
     float logit; /* divided by the temperature */
@@ -155,30 +157,34 @@ static void sort_best(struct candidate *kept, int32_t n) {
     }
 }
 
-/* Moves the n best of kept[0..n_all) to the front, in no order (Hoare's selection, middle pivots).
- */
-static void select_best(struct candidate *kept, int32_t n_all, int32_t n) {
-    int32_t low = 0, high = n_all - 1;
-    while (low < high) {
-        struct candidate pivot = kept[low + (high - low) / 2];
-        int32_t i = low, j = high;
-        while (i <= j) {
-            while (better(&kept[i], &pivot))
-                i++;
-            while (better(&pivot, &kept[j]))
-                j--;
-            if (i <= j) {
-                struct candidate swap = kept[i];
-                kept[i++] = kept[j];
-                kept[j--] = swap;
-            }
+/* Moves the better ones of kept[low..high), at least 2, to its front: returns where the others
+ * begin, which is neither end (Hoare, middle pivot). */
+static int32_t partition(struct candidate *kept, int32_t low, int32_t high) {
+    struct candidate pivot = kept[low + (high - 1 - low) / 2];
+    int32_t i = low, j = high - 1;
+    while (i <= j) {
+        while (better(&kept[i], &pivot))
+            i++;
+        while (better(&pivot, &kept[j]))
+            j--;
+        if (i <= j) {
+            struct candidate swap = kept[i];
+            kept[i++] = kept[j];
+            kept[j--] = swap;
         }
-        if (n <= j + 1)
-            high = j;
-        else if (n > i)
-            low = i;
+    }
+    return i;
+}
+
+/* Moves the n best of kept[0..n_all) to the front, in no order. */
+static void select_best(struct candidate *kept, int32_t n_all, int32_t n) {
+    int32_t low = 0, high = n_all;
+    while (low < n && n < high && high - low > 1) {
+        int32_t middle = partition(kept, low, high);
+        if (n <= middle)
+            high = middle;
         else
-            return;
+            low = middle;
     }
 }
 
@@ -191,40 +197,47 @@ static int32_t gather(struct moge_sampler *sampler, const float *logits, float i
     return n;
 }
 
-/* exp(logit - largest) of the first n, in order, and their sum in that order. */
-static double weigh(struct moge_sampler *sampler, int32_t n, float largest) {
-    for (int32_t i = 0; i < n; i++)
+/* weights[i] = exp(logit - largest) for i in [low, high); returns their sum, in order. */
+static double weigh(struct moge_sampler *sampler, int32_t low, int32_t high, float largest) {
+    for (int32_t i = low; i < high; i++)
         sampler->kept_logits[i] = sampler->kept[i].logit;
-    sampler->kernels->exp_sum(sampler->kept_logits, largest, 1, n, sampler->weights);
+    if (low < high)
+        sampler->kernels->exp_sum(sampler->kept_logits + low, largest, 1, high - low,
+                                  sampler->weights + low);
     double sum = 0;
-    for (int32_t i = 0; i < n; i++)
+    for (int32_t i = low; i < high; i++)
         sum += (double)sampler->weights[i];
     return sum;
 }
 
-/* The shortest beginning of the ranking with at least top_p of the mass.  Ranks only as much of it
- * as is needed: the best 64, then four times as many, and so on. */
+/* The shortest beginning of the ranking with at least top_p of the mass, moved to the front.  Only
+ * the neighbourhood of its end is ranked: selection by mass, O(n). */
 static int32_t cut_top_p(struct moge_sampler *sampler, int32_t n, float top_p, float largest) {
-    double wanted = (double)top_p * weigh(sampler, n, largest), sum = 0;
-    int32_t n_ranked = 0;
-    for (int32_t n_next = 64; n_ranked < n; n_next *= 4) {
-        if (n_next > n || n_next < 0)
-            n_next = n;
-        select_best(sampler->kept + n_ranked, n - n_ranked, n_next - n_ranked);
-        sort_best(sampler->kept + n_ranked, n_next - n_ranked);
-        weigh(sampler, n_next, largest);
-        for (; n_ranked < n_next; n_ranked++) {
-            sum += (double)sampler->weights[n_ranked];
-            if (sum >= wanted)
-                return n_ranked + 1;
+    double wanted = (double)top_p * weigh(sampler, 0, n, largest), sum = 0;
+    int32_t low = 0, high = n; /* all before low are kept and have `sum`; none from high on is */
+    while (high - low > RANKED_AT_ONCE) {
+        int32_t middle = partition(sampler->kept, low, high);
+        double mass = weigh(sampler, low, middle, largest);
+        if (sum + mass >= wanted) {
+            high = middle;
+        } else {
+            sum += mass;
+            low = middle;
         }
     }
-    return n;
+    sort_best(sampler->kept + low, high - low);
+    weigh(sampler, low, high, largest);
+    for (int32_t i = low; i < high; i++) {
+        sum += (double)sampler->weights[i];
+        if (sum >= wanted)
+            return i + 1;
+    }
+    return high;
 }
 
 /* min_p: at least min_p times as likely as the best. */
 static int32_t cut_min_p(struct moge_sampler *sampler, int32_t n, float min_p, float largest) {
-    weigh(sampler, n, largest);
+    weigh(sampler, 0, n, largest);
     int32_t n_kept = 0;
     for (int32_t i = 0; i < n; i++)
         if (sampler->weights[i] >= min_p)
