@@ -220,9 +220,19 @@ static uint64_t seed_of_run(void) {
     return seed ? strtoull(seed, NULL, 10) : 1;
 }
 
+/* The thread sanitizer looks for races, not for bytes, and takes twenty times as long: a share of
+ * the ways meets the same code. */
+#ifdef __SANITIZE_THREAD__
+#define SHARE 7
+#else
+#define SHARE 1
+#endif
+
 static void check_models(const struct models *models, int32_t n_ways, int64_t n_tokens_min) {
     const char *text = getenv("MOGE_LONG");
     int32_t n_rounds = text && atoi(text) > 0 ? 10 : 1;
+    n_ways /= SHARE;
+    n_tokens_min /= SHARE == 1 ? 1 : 2 * SHARE;
     n_tokens_compared = n_offered = n_accepted = 0;
     for (int32_t round = 0; round < n_rounds; round++) {
         uint64_t seed = seed_of_run() + (uint64_t)round;
@@ -236,7 +246,8 @@ static void check_models(const struct models *models, int32_t n_ways, int64_t n_
     print_message("%s: %lld tokens compared, %lld guesses offered, %lld accepted\n", models->name,
                   (long long)n_tokens_compared, (long long)n_offered, (long long)n_accepted);
     assert_true(n_tokens_compared >= n_tokens_min);
-    assert_true(n_accepted > n_tokens_compared / 20 && n_offered > n_accepted);
+    if (SHARE == 1) /* a few ways may all have had the random drafter */
+        assert_true(n_accepted > n_tokens_compared / 20 && n_offered > n_accepted);
 }
 
 /* ---- models ---- */
