@@ -160,7 +160,7 @@ static void bench_init(struct bench *bench, uint64_t seed, int32_t n_rows_max, i
     bench->model.info.n_context = N_CONTEXT;
     struct moge_err err;
     TEST_OK(moge_threads_new(&bench->threads, n_threads, &err), err);
-    struct moge_kv_options kv = {N_PAGES, N_SLOTS, N_CONTEXT / MOGE_PAGE_TOKENS};
+    struct moge_kv_options kv = {N_PAGES, N_SLOTS, N_CONTEXT / MOGE_PAGE_TOKENS, true};
     TEST_OK(moge_kv_new(&bench->kv, &kv, &err), err);
     struct moge_draft_lm_options lm = {N_PAGES, N_SLOTS, n_rows_max, N_CONTEXT};
     TEST_OK(moge_draft_lm_new(&bench->drafter, &bench->model, bench->threads, &lm, &err), err);
@@ -403,7 +403,7 @@ static void guesses_stay_inside_the_draft_models_context(void **state) {
     memset(bench.sequences, 0, sizeof bench.sequences);
     struct moge_err err;
     TEST_OK(moge_threads_new(&bench.threads, 1, &err), err);
-    struct moge_kv_options kv = {N_PAGES, N_SLOTS, N_CONTEXT / MOGE_PAGE_TOKENS};
+    struct moge_kv_options kv = {N_PAGES, N_SLOTS, N_CONTEXT / MOGE_PAGE_TOKENS, true};
     TEST_OK(moge_kv_new(&bench.kv, &kv, &err), err);
     struct moge_draft_lm_options lm = {N_PAGES, N_SLOTS, 32, N_CONTEXT};
     TEST_OK(moge_draft_lm_new(&bench.drafter, &bench.model, bench.threads, &lm, &err), err);

@@ -209,7 +209,8 @@ static void drafter_new(struct world *world, const struct outcome *truth,
 static void world_new_parts(struct world *world) {
     const struct config *config = &world->config;
     struct moge_err err = {0};
-    struct moge_kv_options kv = {config->n_pages, N_RUNNING_MAX, moge_kv_pages_for(N_CONTEXT)};
+    struct moge_kv_options kv = {config->n_pages, N_RUNNING_MAX, moge_kv_pages_for(N_CONTEXT),
+                                 true};
     TEST_OK(moge_kv_new(&world->kv, &kv, &err), err);
     TEST_OK(moge_reqs_new(&world->reqs, N_SPECS, N_CONTEXT, &err), err);
     struct moge_queue_options queue = {N_SPECS, N_SPECS * N_CONTEXT};

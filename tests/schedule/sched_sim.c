@@ -17,6 +17,7 @@
 #include <stdbool.h>
 
 #include "engine/kv.c"
+#include "engine/kv_prefix.c"
 #include "server/schedule/queue.c"
 #include "server/schedule/req.c"
 #include "server/schedule/sched.c"
@@ -369,7 +370,7 @@ static void world_open(struct world *w, uint64_t seed) {
     w->rng = test_rng_init(seed);
     w->draft = (struct moge_draft){test_rng_init(seed + 1), test_below(&w->rng, 101)};
     struct moge_kv_options kv = {CONTEXT / MOGE_PAGE_TOKENS + test_below(&w->rng, 40), SLOTS_MAX,
-                                 CONTEXT / MOGE_PAGE_TOKENS};
+                                 CONTEXT / MOGE_PAGE_TOKENS, true};
     TEST_OK(moge_kv_new(&w->kv, &kv, &err), err);
     TEST_OK(moge_reqs_new(&w->reqs, N_REQS, CONTEXT, &err), err);
     struct moge_queue_options queue = {4 + test_below(&w->rng, 20), 4 * CONTEXT};
@@ -500,7 +501,7 @@ static void too_small_a_cache_is_refused(void **state) {
     (void)state;
     struct moge_kv *kv;
     struct moge_err err = {0};
-    TEST_OK(moge_kv_new(&kv, &(struct moge_kv_options){3, 2, 12}, &err), err);
+    TEST_OK(moge_kv_new(&kv, &(struct moge_kv_options){3, 2, 12, true}, &err), err);
     struct moge_sched *sched = NULL;
     struct moge_sched_options options = {
         .kv = kv, .n_running_max = 1, .step_rows_max = 8, .n_context = CONTEXT};
