@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""moge bench engine on a tiny model: every figure is there and agrees with the others."""
+import csv
+import json
+import os
+import subprocess
+import tempfile
+import unittest
+
+import daemon
+
+SHAPE = os.path.join(os.path.dirname(__file__), "../../bench/shapes/tiny.ini")
+QUICK = ("--depth", "32", "--prefill", "48", "--rows", "1,3", "--repeats", "3", "--seconds", "0")
+TEXTS = {"work", "isa", "weights", "bound"}
+NUMBERS = {"rows", "ms_median", "ms_q1", "ms_q3", "ms_min", "ms_max", "repeats", "tok_s", "gb_s",
+           "gmac_s", "experts", "weight_mb", "kv_mb", "depth", "threads", "load_ms", "limit_gb_s",
+           "limit_i8_gmac_s", "limit_i4_gmac_s", "limit_f32_gmac_s", "limit_bytes_ms",
+           "limit_macs_ms", "fraction"}
+
+
+class Bench(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory()
+        cls.model = os.path.join(cls.folder.name, "tiny.gguf")
+        subprocess.run([daemon.MOGE, "synth", "--shape", SHAPE, "--type", "q4_0", "--out",
+                        cls.model], check=True, capture_output=True, timeout=60)
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.folder.cleanup()
+
+    def bench(self, *arguments, status=0, stdin=""):
+        done = subprocess.run([daemon.MOGE, "bench", *arguments], input=stdin, text=True,
+                              capture_output=True, timeout=120)
+        self.assertEqual(done.returncode, status, done.stderr)
+        return done.stdout if status == 0 else done.stderr
+
+    def lines(self, *arguments, **keywords):
+        text = self.bench("engine", "--model", self.model, "--json", *QUICK, *arguments,
+                          **keywords)
+        return [json.loads(line) for line in text.splitlines()]
+
+    def check_line(self, line):
+        self.assertEqual(set(line), TEXTS | NUMBERS)
+        for key in NUMBERS - {"depth"}:
+            self.assertGreater(line[key], 0, key)
+        ordered = [line["ms_" + key] for key in ("min", "q1", "median", "q3", "max")]
+        self.assertEqual(ordered, sorted(ordered))
+        self.assertEqual(line["bound"], "bandwidth" if line["limit_bytes_ms"] >=
+                         line["limit_macs_ms"] else "arithmetic")
+        limit_ms = max(line["limit_bytes_ms"], line["limit_macs_ms"])
+        self.assertAlmostEqual(line["fraction"], limit_ms / line["ms_median"], delta=0.01)
+        self.assertLessEqual(line["fraction"], 1.5)
+        self.assertAlmostEqual(line["tok_s"], line["rows"] / line["ms_median"] * 1e3,
+                               delta=0.01 * line["tok_s"])
+        self.assertAlmostEqual(line["gb_s"], (line["weight_mb"] + line["kv_mb"]) /
+                               line["ms_median"], delta=0.02 * line["gb_s"])
+        # Bytes of keys and values: 2 layers, 2 heads of 16, each 2 bytes, and of both kinds.
+        sequences = line["rows"] if line["work"] == "batch" else 1
+        positions = line["depth"] + line["rows"] // sequences
+        self.assertAlmostEqual(line["kv_mb"], sequences * positions * 2 * 2 * 16 * 2 * 2 / 1e6,
+                               delta=0.001)
+
+    def test_every_figure(self):
+        for threads, isa in (("1", "scalar"), ("2", "vnni")):
+            lines = self.lines("--threads", threads, "--isa", isa)
+            self.assertEqual([(line["work"], line["rows"], line["depth"]) for line in lines],
+                             [("prefill", 48, 0), ("decode", 1, 32), ("verify", 3, 32),
+                              ("batch", 3, 32)])
+            for line in lines:
+                self.check_line(line)
+                self.assertEqual(line["threads"], int(threads))
+        self.assertEqual(lines[1]["experts"], 16)  # 8 of each of 2 layers
+        self.assertGreater(lines[2]["gmac_s"] * lines[2]["ms_median"],
+                           2.9 * lines[1]["gmac_s"] * lines[1]["ms_median"])
+
+    def test_csv_is_appended_to(self):
+        path = os.path.join(self.folder.name, "figures.csv")
+        for commit in ("one", "two"):
+            self.lines("--csv", path, "--machine", "here", "--commit", commit)
+        with open(path) as file:
+            rows = list(csv.DictReader(file))
+        self.assertEqual([row["commit"] for row in rows], ["one"] * 4 + ["two"] * 4)
+        for row in rows:
+            self.assertEqual((row["machine"], row["weights"]), ("here", "q4_0"))
+            self.assertNotIn(None, list(row) + list(row.values()))
+            self.assertGreater(float(row["fraction"]), 0)
+
+    def test_standard_input_asks(self):
+        lines = self.lines("--stdin", stdin="verify 2\nprefill 16\ngreedy 4 1 2 3\ndecode\n"
+                                            "batch 3\ngreedy 4 1 2 3\n")
+        self.assertEqual([line.get("work") for line in lines],
+                         ["verify", "prefill", None, "decode", "batch", None])
+        self.assertEqual(lines[2], lines[5])
+        for token, gap in lines[2]["greedy"]:
+            self.assertTrue(0 <= token < 512 and gap >= 0)
+        for nonsense in ("verify 4", "verify", "verify 0", "greedy 4 512", "greedy 4", "sleep 1"):
+            said = self.bench("engine", "--model", self.model, *QUICK, "--stdin", status=1,
+                              stdin=nonsense + "\n")
+            self.assertIn(nonsense if nonsense != "greedy 4" else "pass failed", said)
+            self.assertEqual(said.count("\n"), 1)
+
+    def test_wrong_options(self):
+        for arguments, said in (
+                (("nothing",), "there is no bench 'nothing'"),
+                (("engine",), "--model is missing"),
+                (("engine", "--model", self.model, "--threads", "0"), "--threads cannot be '0'"),
+                (("engine", "--model", self.model, "--machine", "a,b"), "--machine cannot be")):
+            self.assertIn(said, self.bench(*arguments, status=2))
+        self.assertIn("cannot write", self.bench("engine", "--model", self.model, "--csv",
+                                                 self.folder.name + "/none/x.csv", status=1))
+        self.assertIn("engine", self.bench("--help"))
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,212 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Passes of one kind, timed.  Every repeat takes new random tokens, so that other experts are
+ * touched. */
+#include "tools/bench_engine.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+static double now_ms(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
+}
+
+static int32_t max_i32(int32_t a, int32_t b) {
+    return a > b ? a : b;
+}
+
+static int32_t token_random(struct moge_bench *bench) {
+    bench->rng = bench->rng * 6364136223846793005u + 1442695040888963407u;
+    return (int32_t)((bench->rng >> 33) % (uint64_t)moge_model_info(bench->model)->n_vocab);
+}
+
+static void batch_fill(struct moge_bench *bench, const struct moge_bench_work *work) {
+    int32_t pages_each = moge_kv_pages_for(bench->n_context);
+    bench->batch.n_spans = work->n_seqs;
+    for (int32_t i = 0; i < work->n_seqs; i++) {
+        int32_t *tokens = bench->tokens + (size_t)i * (size_t)bench->n_context;
+        for (int32_t j = 0; j < work->n_rows; j++)
+            tokens[work->pos + j] = token_random(bench);
+        bench->batch.spans[i] =
+            (struct moge_span){.tokens = tokens,
+                               .pages = bench->pages + (size_t)i * (size_t)pages_each,
+                               .slot = i,
+                               .pos = work->pos,
+                               .n_rows = work->n_rows,
+                               .n_known = work->pos + work->n_rows,
+                               .n_logits = work->n_logits};
+    }
+}
+
+static int by_size(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return x < y ? -1 : x > y;
+}
+
+int moge_bench_measure(struct moge_bench *bench, const struct moge_bench_work *work) {
+    struct moge_bench_cost cost = {0};
+    double begin = 0;
+    int32_t n = -1;
+    while (n < bench->repeats ||
+           (now_ms() - begin < bench->seconds * 1e3 && n < MOGE_BENCH_REPEATS_MAX)) {
+        batch_fill(bench, work);
+        double start = now_ms();
+        int rc = moge_engine_forward(bench->engine, &bench->batch);
+        if (rc != 0)
+            return rc;
+        if (n < 0) {
+            begin = now_ms();
+        } else {
+            bench->ms[n] = now_ms() - start;
+            cost.experts += moge_engine_last(bench->engine)->experts_touched;
+            cost.weight_bytes += (double)moge_engine_last(bench->engine)->weight_bytes;
+        }
+        n++;
+    }
+    qsort(bench->ms, (size_t)n, sizeof bench->ms[0], by_size);
+    bench->n_ms = n;
+    cost.experts /= n;
+    cost.weight_bytes /= n;
+    cost.kv_bytes = (double)work->n_seqs * (work->pos + work->n_rows) *
+                    (double)moge_model_info(bench->model)->kv_bytes_per_token;
+    moge_bench_count_macs(bench->model, work, &cost);
+    moge_bench_report(bench, work, &cost);
+    return 0;
+}
+
+/* ---- greedy: what a peer on the same file is compared with ---- */
+
+static int32_t likeliest(const float *logits, int32_t n, float *gap) {
+    int32_t best = 0, second = -1;
+    for (int32_t i = 1; i < n; i++) {
+        if (logits[i] > logits[best]) {
+            second = best;
+            best = i;
+        } else if (second < 0 || logits[i] > logits[second]) {
+            second = i;
+        }
+    }
+    *gap = second < 0 ? 0 : logits[best] - logits[second];
+    return best;
+}
+
+int moge_bench_greedy(struct moge_bench *bench, int32_t n_prompt, int32_t n) {
+    if (n_prompt < 1 || n > bench->n_context - n_prompt)
+        return MOGE_LIMIT;
+    struct moge_span *span = &bench->batch.spans[0];
+    *span = (struct moge_span){.tokens = bench->tokens,
+                               .pages = bench->pages,
+                               .n_rows = n_prompt,
+                               .n_known = n_prompt,
+                               .n_logits = 1};
+    bench->batch.n_spans = 1;
+    printf("{\"greedy\":[");
+    for (int32_t i = 0; i < n; i++) {
+        int rc = moge_engine_forward(bench->engine, &bench->batch);
+        if (rc != 0)
+            return rc;
+        const struct moge_model_info *info = moge_model_info(bench->model);
+        float gap;
+        int32_t at = span->pos + span->n_rows;
+        bench->tokens[at] =
+            likeliest(bench->batch.logits + (size_t)span->logits_row * (size_t)info->n_vocab,
+                      info->n_vocab, &gap);
+        printf("%s[%d,%.6g]", i > 0 ? "," : "", bench->tokens[at], (double)gap);
+        span->pos = at;
+        span->n_rows = 1;
+        span->n_known = at + 1;
+    }
+    puts("]}");
+    fflush(stdout);
+    return 0;
+}
+
+/* ---- setup ---- */
+
+static enum moge_isa level_of(const struct moge_kernels *kernels) {
+    struct moge_kernels level;
+    for (int isa = 0; isa < MOGE_ISA_COUNT; isa++) {
+        moge_kernels_fill(&level, (enum moge_isa)isa);
+        if (strcmp(level.isa, kernels->isa) == 0)
+            return (enum moge_isa)isa;
+    }
+    return MOGE_ISA_SCALAR;
+}
+
+/* Tokens, block tables and spans of as many sequences as a pass may have rows. */
+static int buffers_make(struct moge_bench *bench, struct moge_err *err) {
+    int32_t rows_max = 1;
+    for (int32_t i = 0; i < bench->n_counts; i++)
+        rows_max = max_i32(rows_max, bench->counts[i]);
+    bench->n_seqs = rows_max;
+    bench->n_context = max_i32(bench->depth + rows_max, bench->n_prefill);
+    if (bench->n_context > moge_model_info(bench->model)->n_context)
+        return moge_fail(err, MOGE_INVALID, "the bench needs %d positions, the model has %d",
+                         bench->n_context, moge_model_info(bench->model)->n_context);
+    int32_t pages_each = moge_kv_pages_for(bench->n_context);
+    size_t n_pages = (size_t)pages_each * (size_t)rows_max;
+    if (n_pages > INT32_MAX)
+        return moge_fail(err, MOGE_LIMIT, "%zu KV pages are too many", n_pages);
+    bench->tokens = calloc((size_t)rows_max * (size_t)bench->n_context, sizeof *bench->tokens);
+    bench->pages = calloc(n_pages, sizeof *bench->pages);
+    bench->batch.spans = calloc((size_t)rows_max, sizeof *bench->batch.spans);
+    if (!bench->tokens || !bench->pages || !bench->batch.spans)
+        return moge_fail(err, MOGE_NOMEM, "no memory for %d sequences of %d tokens", rows_max,
+                         bench->n_context);
+    for (size_t i = 0; i < n_pages; i++)
+        bench->pages[i] = (int32_t)i;
+    return 0;
+}
+
+int moge_bench_setup(struct moge_bench *bench, struct moge_err *err) {
+    struct moge_model_options model_options = {.weights = bench->weights, .huge_pages = true};
+    double start = now_ms();
+    int rc = moge_model_open(&bench->model, bench->path, &model_options, err);
+    if (rc != 0)
+        return rc;
+    bench->load_ms = now_ms() - start;
+    rc = buffers_make(bench, err);
+    if (rc != 0)
+        return rc;
+    struct moge_engine_options options = {
+        .n_pages = moge_kv_pages_for(bench->n_context) * bench->n_seqs,
+        .n_rows_max = max_i32(max_i32(bench->n_seqs, bench->n_prefill), 256),
+        .n_logits_max = bench->n_seqs,
+        .n_context_max = bench->n_context};
+    rc = moge_threads_new(&bench->threads, bench->n_threads, err);
+    if (rc == 0)
+        rc = moge_engine_new(&bench->engine, bench->model, bench->threads, &options, err);
+    if (rc == 0)
+        rc = moge_machine_limits_measure(&bench->limits, bench->threads, level_of(moge_kernels()),
+                                         err);
+    return rc;
+}
+
+int moge_bench_histories(struct moge_bench *bench, int32_t n_seqs) {
+    for (int32_t i = 0; i < n_seqs; i++)
+        for (int32_t pos = 0; pos < bench->depth; pos += 256) {
+            int32_t n = bench->depth - pos < 256 ? bench->depth - pos : 256;
+            struct moge_bench_work work = {.n_seqs = i + 1, .n_rows = n, .pos = pos};
+            batch_fill(bench, &work);
+            bench->batch.spans += i; /* the last of them alone */
+            bench->batch.n_spans = 1;
+            int rc = moge_engine_forward(bench->engine, &bench->batch);
+            bench->batch.spans -= i;
+            if (rc != 0)
+                return rc;
+        }
+    return 0;
+}
+
+void moge_bench_fini(struct moge_bench *bench) {
+    moge_engine_free(bench->engine);
+    moge_threads_free(bench->threads);
+    moge_model_close(bench->model);
+    free(bench->batch.spans);
+    free(bench->pages);
+    free(bench->tokens);
+    if (bench->csv)
+        fclose(bench->csv);
+}
