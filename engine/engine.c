@@ -100,6 +100,8 @@ static int scratch_take(struct moge_engine *engine) {
     TAKE(engine->chosen, n_rows * n_used + 1);
     TAKE(engine->weights, n_rows * n_used + 1);
     TAKE(engine->shared_weight, n_rows);
+    TAKE(engine->layer_experts, info->n_layers);
+    TAKE(engine->group_pairs, info->n_groups + 1);
     size_t n_norm = n_rows > n_logits ? n_rows : n_logits;
     if (act_take(&engine->norm, arena, n_norm, info->dim) != 0 ||
         act_take(&engine->attn, arena, n_rows, heads) != 0 ||
@@ -297,8 +299,14 @@ int moge_engine_forward(struct moge_engine *engine, struct moge_batch *batch) {
         engine->n_passes_alone = 0;
     else if (engine->n_passes_alone < CROWDED_PASSES)
         engine->n_passes_alone++;
-    engine->stats =
-        (struct moge_forward_stats){.n_rows = engine->n_rows, .n_logits = engine->n_logits};
+    engine->stats = (struct moge_forward_stats){.n_rows = engine->n_rows,
+                                                .n_logits = engine->n_logits,
+                                                .layer_experts = engine->layer_experts,
+                                                .group_pairs = engine->group_pairs};
+    memset(engine->layer_experts, 0,
+           (size_t)engine->model->info.n_layers * sizeof *engine->layer_experts);
+    memset(engine->group_pairs, 0,
+           (size_t)engine->model->info.n_groups * sizeof *engine->group_pairs);
     if (sharing)
         moge_threads_run(engine->threads, moge_forward_thread, engine);
     else if (engine->n_rows > 0)

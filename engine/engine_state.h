@@ -71,6 +71,8 @@ struct moge_engine {
     float *weights;         /* [n_rows_max, n_used] */
     float *shared_weight;   /* [n_rows_max] */
     struct moge_forward_stats stats;
+    int32_t *layer_experts; /* [n_layers] what stats.layer_experts points at */
+    int64_t *group_pairs;   /* [n_groups] likewise */
 };
 
 /* How a format keeps keys and values, and reads a page of one KV head; contracts as in kernels.h.

@@ -264,9 +264,12 @@ static void line_next(struct line *line, const struct ffn *ffn, int32_t *begin, 
 
 static void count_experts(struct moge_engine *engine, const struct moge_layer *layer,
                           const int32_t *begin) {
+    const struct moge_model_info *info = &engine->model->info;
     for (int32_t e = 0; e < layer->router.n_out; e++) {
         if (begin[e + 1] == begin[e])
             continue;
+        engine->layer_experts[layer - engine->model->layers]++;
+        engine->group_pairs[e / (info->n_experts / info->n_groups)] += begin[e + 1] - begin[e];
         const struct moge_matrix *m[] = {&layer->gate_exps[e], &layer->up_exps[e],
                                          &layer->down_exps[e]};
         engine->stats.experts_touched++;

@@ -319,6 +319,7 @@ static void service_fill(struct moge_boot *boot, int32_t n_context, int32_t n_pa
     service->reqs = boot->reqs;
     service->queue = boot->queue;
     service->metrics = boot->metrics;
+    service->started_us = moge_service_now_us();
     service->n_context = n_context;
     service->n_running_max = config->max_running;
     service->kv_tokens = (int64_t)n_pages * MOGE_PAGE_TOKENS;
@@ -363,9 +364,7 @@ static int warm_up(struct moge_boot *boot, struct moge_err *err) {
 
 static void measured(void *arg, const struct moge_step *step) {
     struct moge_boot *boot = arg;
-    moge_metrics_step(boot->metrics, step);
-    moge_metrics_set(&boot->metrics->kv_cache_pages_used,
-                     moge_kv_pages_total(boot->kv) - moge_kv_pages_free(boot->kv));
+    moge_metrics_step(boot->metrics, step, boot->kv);
 }
 
 static int parts_open(struct moge_boot *boot, struct moge_err *err) {

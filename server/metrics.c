@@ -53,16 +53,29 @@ static void span_guesses(struct moge_metrics *metrics, const struct moge_span *s
         moge_metrics_add(&metrics->spec_decode_num_accepted_tokens_per_pos[i], 1);
 }
 
-void moge_metrics_step(void *arg, const struct moge_step *step) {
-    struct moge_metrics *metrics = arg;
+void moge_metrics_step(struct moge_metrics *metrics, const struct moge_step *step,
+                       const struct moge_kv *kv) {
+    moge_stats_step(&metrics->stats, step, kv);
+    moge_metrics_set(&metrics->num_requests_running, metrics->stats.engine.n_running);
+    moge_metrics_set(&metrics->num_requests_waiting, metrics->stats.engine.n_waiting);
+    moge_metrics_set(&metrics->kv_cache_pages_used, metrics->stats.engine.pages_used);
+    moge_metrics_set(&metrics->kv_cache_pages_cached, metrics->stats.engine.pages_cached);
+    if (step->batch.n_spans == 0)
+        return;
     moge_metrics_add(&metrics->engine_steps_total, 1);
     moge_histogram_add(&metrics->engine_step, step->step_ns / 1000);
-    moge_histogram_add(&metrics->engine_forward, step->forward_ns / 1000);
+    moge_histogram_add(&metrics->engine_forward, step->phase_ns[MOGE_PHASE_FORWARD] / 1000);
     moge_histogram_add(&metrics->iteration_tokens, moge_batch_rows(&step->batch));
-    for (int32_t i = 0; i < step->batch.n_spans; i++)
-        span_guesses(metrics, &step->batch.spans[i]);
-    moge_metrics_set(&metrics->num_requests_running, moge_sched_n_running(step->sched));
-    moge_metrics_set(&metrics->num_requests_waiting, moge_sched_n_waiting(step->sched));
+    if (step->forward_rc != 0) {
+        moge_metrics_add(&metrics->engine_step_errors_total, 1);
+        return;
+    }
+    for (int32_t i = 0; i < step->batch.n_spans; i++) {
+        const struct moge_span *span = &step->batch.spans[i];
+        span_guesses(metrics, span);
+        if (span->n_emitted > 0 && span->gap_us >= 0)
+            moge_histogram_add(&metrics->inter_token_latency, span->gap_us);
+    }
 }
 
 static void request_finish(struct moge_metrics *metrics, enum moge_finish finish) {

@@ -21,6 +21,7 @@ struct moge_service {
     struct moge_reqs *reqs;
     struct moge_queue *queue;
     struct moge_metrics *metrics;
+    int64_t started_us; /* monotonic */
 
     int32_t n_context; /* prompt and output of one request together */
     int32_t n_running_max;

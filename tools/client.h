@@ -6,6 +6,7 @@
 #define MOGE_CLIENT_H
 
 #include <stdatomic.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include "moge/err.h"

@@ -12,6 +12,7 @@ int moge_command_demo(int argc, char **argv);
 int moge_command_info(int argc, char **argv);
 int moge_command_inspect(int argc, char **argv);
 int moge_command_quantize(int argc, char **argv);
+int moge_command_stats(int argc, char **argv);
 int moge_command_synth(int argc, char **argv);
 
 /* The benches of `moge bench`, bench_<name>.c each, by the same rules; the table is in bench.c. */

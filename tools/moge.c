@@ -12,6 +12,7 @@ static const struct {
     {"complete", moge_command_complete, "continue a prompt, streaming from a running moged"},
     {"chat", moge_command_chat, "chat with a Pangu chat model"},
     {"info", moge_command_info, "say what a running moged serves"},
+    {"stats", moge_command_stats, "say how a running moged is doing, once or live"},
     {"demo", moge_command_demo, "compare speculation off and auto, live"},
     {"bench", moge_command_bench, "measure the engine on this machine"},
     {"inspect", moge_command_inspect, "show what a model file holds"},

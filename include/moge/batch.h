@@ -55,6 +55,9 @@ struct moge_span {
     int32_t n_out;      /* tokens decided now: tokens[n_known .. n_known + n_out) */
     struct moge_logprobs
         *logprobs; /* [n_out] or NULL when not asked for; storage of the scheduler */
+    /* ------------------------------------------------------------------ set by sched_commit */
+    int32_t n_emitted; /* of the n_out tokens, those up to a stop */
+    int64_t gap_us;    /* since the sequence's tokens before these; -1: these are its first */
 };
 
 struct moge_batch {

@@ -92,8 +92,10 @@ const struct moge_model *moge_engine_model(const struct moge_engine *engine);
 /* Counters of the last forward, for metrics and cost models. */
 struct moge_forward_stats {
     int32_t n_rows, n_logits;
-    int32_t experts_touched; /* distinct (layer, expert) pairs */
-    int64_t weight_bytes;    /* weight bytes that had to be read at least once */
+    int32_t experts_touched;      /* distinct (layer, expert) pairs */
+    int64_t weight_bytes;         /* weight bytes that had to be read at least once */
+    const int32_t *layer_experts; /* [n_layers] experts touched in each layer */
+    const int64_t *group_pairs;   /* [n_groups] (row, expert) pairs in each group, all layers */
 };
 const struct moge_forward_stats *moge_engine_last(const struct moge_engine *engine);
 

@@ -208,6 +208,9 @@ static void call_work(struct moge_call *call) {
     case MOGE_METHOD_MODEL_INFO:
         call->rc = moge_codec_model_info(service, data, len, &call->reply, &call->err);
         return;
+    case MOGE_METHOD_STATS:
+        call->rc = moge_codec_stats(service, data, len, &call->reply, &call->err);
+        return;
     default:
         call->rc = moge_codec_health_request(data, len, name, sizeof name, &call->err);
         call->health_known = name[0] == '\0' || strcmp(name, "moge.v1.Moge") == 0;

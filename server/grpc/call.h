@@ -29,6 +29,7 @@ enum moge_method_kind {
     MOGE_METHOD_TOKENIZE,
     MOGE_METHOD_DETOKENIZE,
     MOGE_METHOD_MODEL_INFO,
+    MOGE_METHOD_STATS,
     MOGE_METHOD_HEALTH_CHECK,
     MOGE_METHOD_HEALTH_WATCH,
     MOGE_METHOD_UNKNOWN, /* every name that is not in the table */

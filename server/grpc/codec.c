@@ -464,6 +464,18 @@ int moge_codec_detokenize(const struct moge_service *service, const void *data, 
     return rc;
 }
 
+int moge_codec_stats(const struct moge_service *service, const void *data, size_t len,
+                     struct moge_bytes *out, struct moge_err *err) {
+    struct budget budget;
+    ProtobufCMessage *message =
+        unpack(&moge__v1__get_stats_request__descriptor, &budget, data, len, err);
+    if (!message)
+        return budget.exceeded ? MOGE_LIMIT : MOGE_INVALID;
+    bool with_prometheus = ((const Moge__V1__GetStatsRequest *)message)->with_prometheus;
+    protobuf_c_message_free_unpacked(message, &budget.allocator);
+    return moge_codec_stats_reply(service, with_prometheus, out, err);
+}
+
 /* ---- health ---- */
 
 int moge_codec_health_request(const void *data, size_t len, char *name, size_t cap,

@@ -46,6 +46,10 @@ int moge_codec_detokenize(const struct moge_service *service, const void *data, 
                           struct moge_bytes *out, struct moge_err *err);
 int moge_codec_model_info(const struct moge_service *service, const void *data, size_t len,
                           struct moge_bytes *out, struct moge_err *err);
+int moge_codec_stats(const struct moge_service *service, const void *data, size_t len,
+                     struct moge_bytes *out, struct moge_err *err);
+int moge_codec_stats_reply(const struct moge_service *service, bool with_prometheus,
+                           struct moge_bytes *out, struct moge_err *err);
 
 /* Health.  The service asked for, cut to the buffer. */
 int moge_codec_health_request(const void *data, size_t len, char *name, size_t cap,

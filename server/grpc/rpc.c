@@ -24,6 +24,7 @@ static const struct {
     [MOGE_METHOD_TOKENIZE] = {"/moge.v1.Moge/Tokenize"},
     [MOGE_METHOD_DETOKENIZE] = {"/moge.v1.Moge/Detokenize"},
     [MOGE_METHOD_MODEL_INFO] = {"/moge.v1.Moge/GetModelInfo"},
+    [MOGE_METHOD_STATS] = {"/moge.v1.Moge/GetStats"},
     [MOGE_METHOD_HEALTH_CHECK] = {"/grpc.health.v1.Health/Check"},
     [MOGE_METHOD_HEALTH_WATCH] = {"/grpc.health.v1.Health/Watch"},
 };

@@ -79,7 +79,7 @@ struct moge_req {
     struct moge_detok detok;
     int32_t n_held; /* text held back: could be the beginning of a stop string */
     char held[MOGE_STOP_BYTES_MAX + 256];
-    int64_t admitted_us, first_token_us;
+    int64_t admitted_us, first_token_us, last_token_us; /* 0: not yet */
     struct moge_logprobs *logprobs; /* [MOGE_DRAFT_LEN_MAX + 1] landing place for accept */
     struct moge_req *prev, *next;   /* in one of the scheduler's lists */
 

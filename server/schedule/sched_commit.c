@@ -51,7 +51,7 @@ static void count_guesses(struct moge_req *req, const struct moge_span *span, in
 }
 
 /* What the step decided for one sequence: emitted up to a stop, KV cut to the tokens that stand. */
-static enum moge_finish commit_span(struct moge_sched *sched, const struct moge_span *span,
+static enum moge_finish commit_span(struct moge_sched *sched, struct moge_span *span,
                                     int64_t now_us) {
     struct moge_req *req = span->owner;
     if (span->n_logits == 0) {
@@ -65,6 +65,9 @@ static enum moge_finish commit_span(struct moge_sched *sched, const struct moge_
     for (; i < span->n_out && reason == MOGE_FINISH_NONE; i++)
         reason = emit(sched, req, span->logprobs ? &span->logprobs[i] : NULL);
     count_guesses(req, span, i);
+    span->n_emitted = i;
+    span->gap_us = req->last_token_us ? now_us - req->last_token_us : -1;
+    req->last_token_us = now_us > 0 ? now_us : 1;
     req->n_computed = req->n_tokens - 1;
     if (reason == MOGE_FINISH_NONE)
         moge_kv_truncate(sched->options.kv, req->slot, req->n_computed);

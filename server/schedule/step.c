@@ -9,18 +9,20 @@ static int64_t clock_us(const struct moge_step *step) {
     return step->now_ns() / 1000;
 }
 
-static int forward_timed(struct moge_step *step) {
-    int64_t begin_ns = step->now_ns();
-    int rc = moge_engine_forward(step->engine, &step->batch);
-    step->forward_ns = step->now_ns() - begin_ns;
-    return rc;
+/* The call that just returned took the time since the one before it did. */
+static void lap(struct moge_step *step, enum moge_phase phase) {
+    int64_t now_ns = step->now_ns();
+    step->phase_ns[phase] = now_ns - step->lap_ns;
+    step->lap_ns = now_ns;
 }
 
 /* What the step took goes to the draft policy and to the metrics. */
 static void measure(struct moge_step *step, int rc, int64_t begin_ns) {
     if (rc == 0)
-        moge_draft_observe(step->draft, &step->batch, step->forward_ns);
-    step->step_ns = step->now_ns() - begin_ns;
+        moge_draft_observe(step->draft, &step->batch, step->phase_ns[MOGE_PHASE_FORWARD]);
+    lap(step, MOGE_PHASE_OBSERVE);
+    step->step_ns = step->lap_ns - begin_ns;
+    step->forward_rc = rc;
     if (step->measured)
         step->measured(step->measured_arg, step);
 }
@@ -28,16 +30,22 @@ static void measure(struct moge_step *step, int rc, int64_t begin_ns) {
 /* clang-format off */
 int moge_step_run(struct moge_step *step) {
     struct moge_batch *batch = &step->batch;
-    int64_t begin_ns = step->now_ns();
+    int64_t begin_ns = step->lap_ns = step->now_ns();
     moge_sched_admit(step->sched, step->queue, begin_ns / 1000); /* requests take pages, or wait */
+    lap(step, MOGE_PHASE_ADMIT);
     moge_sched_plan(step->sched, batch);                         /* rows: decode, prefill chunks */
+    lap(step, MOGE_PHASE_PLAN);
     if (batch->n_spans == 0)
         return 0;                                                /* everybody waits for a reader */
     moge_draft_propose(step->draft, batch);                      /* guesses follow decode rows */
-    int rc = forward_timed(step);                                /* logits of rows; KV grows */
+    lap(step, MOGE_PHASE_PROPOSE);
+    int rc = moge_engine_forward(step->engine, batch);           /* logits of rows; KV grows */
+    lap(step, MOGE_PHASE_FORWARD);
     if (rc == 0)
         moge_accept_batch(step->accept, batch);                  /* agreeing guesses, plus one */
-    moge_sched_commit(step->sched, batch, rc, clock_us(step));     /* tokens out, KV cut, retire */
+    lap(step, MOGE_PHASE_ACCEPT);
+    moge_sched_commit(step->sched, batch, rc, clock_us(step));   /* tokens out, KV cut, retire */
+    lap(step, MOGE_PHASE_COMMIT);
     measure(step, rc, begin_ns);
     return rc;
 }
@@ -60,7 +68,10 @@ void *moge_step_loop(void *arg) {
             moge_sched_check(step->sched);
         if (idle && stop && moge_queue_len(step->queue) == 0)
             return NULL;
-        if (step->batch.n_spans == 0)
-            moge_queue_wait(step->queue, idle ? IDLE_WAIT_US : STALLED_WAIT_US);
+        if (step->batch.n_spans > 0)
+            continue;
+        if (step->measured) /* cancelled requests leave without a step */
+            step->measured(step->measured_arg, step);
+        moge_queue_wait(step->queue, idle ? IDLE_WAIT_US : STALLED_WAIT_US);
     }
 }

@@ -8,6 +8,18 @@
 #include "moge/engine.h"
 #include "server/schedule/sched.h"
 
+/* The six calls of a step, and what measuring them takes. */
+enum moge_phase {
+    MOGE_PHASE_ADMIT,
+    MOGE_PHASE_PLAN,
+    MOGE_PHASE_PROPOSE,
+    MOGE_PHASE_FORWARD,
+    MOGE_PHASE_ACCEPT,
+    MOGE_PHASE_COMMIT,
+    MOGE_PHASE_OBSERVE, /* the draft policy learns from the step */
+    MOGE_PHASES
+};
+
 struct moge_step {
     /* ---- constant after init ---- */
     struct moge_sched *sched;
@@ -16,14 +28,16 @@ struct moge_step {
     struct moge_engine *engine;
     struct moge_accept *accept;
     int64_t (*now_ns)(void); /* monotonic; injected, so that simulations own time */
-    /* Called after every step that had work, with the measurements below; metrics live there.  May
-     * be NULL. */
+    /* Called after every step that had work, with the measurements below, and without spans before
+     * the thread sleeps; metrics live there.  May be NULL. */
     void (*measured)(void *arg, const struct moge_step *step);
     void *measured_arg;
     /* ---- engine thread ---- */
     struct moge_batch batch;
-    int64_t forward_ns; /* the last step's forward alone */
-    int64_t step_ns;    /* the last step, all six calls */
+    int64_t phase_ns[MOGE_PHASES]; /* the last step's calls */
+    int64_t step_ns;               /* the last step, all of it */
+    int64_t lap_ns;                /* when the last call ended */
+    int forward_rc;                /* of the last step */
     /* ---- shared ---- */
     atomic_int stop; /* main sets: 0 run, 1 finish what is there, 2 abort what is there (relaxed) */
     _Atomic int64_t
