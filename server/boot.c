@@ -283,7 +283,13 @@ static int sched_open(struct moge_boot *boot, int32_t n_context, struct moge_err
                                        .n_running_max = config->max_running,
                                        .step_rows_max = config->step_rows,
                                        .prefill_chunk_max = config->prefill_chunk,
-                                       .n_context = n_context};
+                                       .n_context = n_context,
+                                       .admission = (enum moge_admission)config->admission,
+                                       .prefill_rows_beside_decodes =
+                                           config->prefill_beside_decodes,
+                                       .itl_target_us = config->itl_target_us,
+                                       .aging_us = config->priority_aging_us,
+                                       .queue_age_max_us = config->queue_age_max_us};
     return moge_sched_new(&boot->sched, &sched, err);
 }
 

@@ -101,6 +101,19 @@ static const struct option_row rows[] = {
      "Requests that may wait; more are refused."},
     {"max-queued-tokens", KIND_NUMBER, AT(max_queued_tokens), "1000000", 1, 1e12, NULL,
      "Prompt tokens that may wait; more are refused."},
+    {"queue-age-max", KIND_SECONDS, AT(queue_age_max_us), "0", 0, 86400, NULL,
+     "Seconds a request may wait for its turn before it is refused.  0: any."},
+    {"admission", KIND_CHOICE, AT(admission), "optimistic", 0, 0, "optimistic|reserve",
+     "KV pages that a request needs to be admitted.  optimistic: for its prompt; when pages run "
+     "out, a request is set back and computed again.  reserve: for prompt and max_tokens, so that "
+     "this never happens, and fewer run at once."},
+    {"prefill-beside-decodes", KIND_COUNT, AT(prefill_beside_decodes), "auto", 0, 8192, NULL,
+     "Most prompt tokens of a step that also serves running streams.  auto: by itl-target."},
+    {"itl-target", KIND_SECONDS, AT(itl_target_us), "0.5", 0, 3600, NULL,
+     "Seconds between tokens of running streams to aim at while prompts come in; prompts advance "
+     "by at least 16 tokens a step.  0: no aim."},
+    {"priority-aging", KIND_SECONDS, AT(priority_aging_us), "10", 0, 86400, NULL,
+     "Seconds of waiting that are worth one level of priority.  0: priority is strict."},
     {"isa", KIND_CHOICE, AT(isa), "auto", 0, 0, "auto|scalar|avx2|avx512|vnni",
      "Best instruction set to use.  The output does not depend on it."},
     GROUP("Other"),

@@ -54,6 +54,9 @@ struct moge_config {
     int32_t max_running, step_rows, prefill_chunk;
     int32_t max_queued;
     int64_t max_queued_tokens;
+    int32_t admission; /* enum moge_admission */
+    int32_t prefill_beside_decodes;
+    int64_t itl_target_us, priority_aging_us, queue_age_max_us; /* 0: none */
 
     int32_t speculation; /* fixed length, or MOGE_CONFIG_SPECULATION_* */
     int32_t drafter;     /* enum moge_config_drafter */

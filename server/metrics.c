@@ -95,6 +95,9 @@ static void request_finish(struct moge_metrics *metrics, enum moge_finish finish
     case MOGE_FINISH_SHUTDOWN:
         moge_metrics_add(&metrics->request_aborted_total, 1);
         return;
+    case MOGE_FINISH_REFUSED:
+        moge_metrics_add(&metrics->request_refused_total, 1);
+        return;
     default:
         moge_metrics_add(&metrics->request_error_total, 1);
     }

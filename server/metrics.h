@@ -41,7 +41,7 @@ int64_t moge_histogram_bound(int bucket);
     X(request_aborted_total, "Requests given up by a drain")                                       \
     X(request_error_total, "Requests that failed by our fault")                                    \
     X(request_invalid_total, "Requests refused because something in them is wrong")                \
-    X(request_refused_total, "Requests refused because a queue or pool was full")                  \
+    X(request_refused_total, "Refused: queue or pool full, waited too long, deadline too near")    \
     X(request_stalled_total, "Streams cancelled because the reader took nothing")                  \
     X(num_preemptions_total, "Times a request lost its pages to others")                           \
     X(spec_decode_num_drafts_total, "Decode rows that carried guesses")                            \

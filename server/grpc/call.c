@@ -277,6 +277,8 @@ static struct ending finish_ending(const struct moge_req *req) {
     case MOGE_FINISH_SHUTDOWN:
         return (struct ending){moge_rpc_status(MOGE_SHUTDOWN),
                                "the server is shutting down and could not finish this request"};
+    case MOGE_FINISH_REFUSED:
+        return (struct ending){moge_rpc_status(req->err.code), req->err.text};
     default:
         return (struct ending){moge_rpc_status(MOGE_INTERNAL), req->err.text};
     }

@@ -31,6 +31,7 @@ enum moge_finish {
     MOGE_FINISH_CANCELLED, /* the client went away, or said stop */
     MOGE_FINISH_DEADLINE,
     MOGE_FINISH_SHUTDOWN, /* the drain timer ran out */
+    MOGE_FINISH_REFUSED,  /* waited too long, or cannot meet its deadline; err says which */
     MOGE_FINISH_ERROR,    /* our own fault; err says what */
 };
 
@@ -73,9 +74,13 @@ struct moge_req {
     void *rpc;                          /* opaque to schedule/ */
 
     /* ---- engine thread ---- */
-    int32_t n_tokens;   /* decided, prompt included */
-    int32_t n_computed; /* positions whose KV is in place */
-    int32_t slot;       /* pager slot, -1 when not admitted */
+    int32_t n_tokens;          /* decided, prompt included */
+    int32_t n_computed;        /* positions whose KV is in place */
+    int32_t slot;              /* pager slot, -1 when not admitted */
+    int64_t rank;              /* place in line: lower first, then by arrival */
+    uint64_t arrival;          /* number of the request since start */
+    int32_t n_tokens_admitted; /* n_tokens when it last got its pages */
+    int32_t n_planned;         /* prompt rows of this step, while it is planned */
     struct moge_detok detok;
     int32_t n_held; /* text held back: could be the beginning of a stop string */
     char held[MOGE_STOP_BYTES_MAX + 256];

@@ -25,6 +25,7 @@ int moge_sched_new(struct moge_sched **out, const struct moge_sched_options *opt
     if (!sched)
         return moge_fail(err, MOGE_NOMEM, "no memory for the scheduler");
     sched->options = *options;
+    sched->last_prefilled = -1;
     *out = sched;
     return 0;
 }
@@ -65,10 +66,13 @@ void moge_req_list_remove(struct moge_req_list *list, struct moge_req *req) {
     list->n--;
 }
 
-void moge_sched_wait(struct moge_sched *sched, struct moge_req *req, bool front) {
-    struct moge_req *next = sched->waiting.first;
-    while (next && (front ? next->priority > req->priority : next->priority >= req->priority))
-        next = next->next;
+/* From the back: who has just come usually stays there. */
+void moge_sched_wait(struct moge_sched *sched, struct moge_req *req) {
+    struct moge_req *next = NULL, *prev = sched->waiting.last;
+    while (prev && sched_before(req, prev)) {
+        next = prev;
+        prev = prev->prev;
+    }
     moge_req_list_insert(&sched->waiting, req, next);
 }
 
@@ -115,18 +119,42 @@ void moge_sched_finish(struct moge_sched *sched, struct moge_req_list *list, str
     moge_req_release(sched->options.reqs, req);
 }
 
+void moge_sched_stats(const struct moge_sched *sched, struct moge_sched_stats *out) {
+    *out = (struct moge_sched_stats){
+        .n_waiting = sched->waiting.n,
+        .n_running = sched->running.n,
+        .n_preempted = sched->n_preempted,
+        .n_recomputed = sched->n_recomputed,
+        .n_refused_age = sched->n_refused_age,
+        .n_refused_deadline = sched->n_refused_deadline,
+        .step_ns = sched->step_ns,
+        .prefill_row_ns = sched->rows_square > 0 ? sched->rows_cost / sched->rows_square : 0,
+        .prefill_rows_max =
+            sched_min(moge_sched_prefill_rows_max(sched), sched->options.step_rows_max),
+    };
+    for (const struct moge_req *req = sched->running.first; req; req = req->next)
+        out->n_prefilling += !sched_is_decode(req);
+}
+
+/* Tokens whose pages a running request must hold. */
+static int32_t tokens_held(const struct moge_sched *sched, const struct moge_req *req) {
+    if (sched->options.admission == MOGE_ADMISSION_RESERVE)
+        return sched_tokens_max(sched, req);
+    return req->n_computed;
+}
+
 void moge_sched_check(const struct moge_sched *sched) {
     int32_t n_running = 0, n_waiting = 0, n_pages = 0;
     for (const struct moge_req *req = sched->running.first; req; req = req->next, n_running++) {
         MOGE_ASSERT(req->slot >= 0 && req->n_computed < req->n_tokens);
         MOGE_ASSERT(req->n_tokens <= sched->options.n_context);
         MOGE_ASSERT(moge_kv_slot_pages(sched->options.kv, req->slot) >=
-                    moge_kv_pages_for(req->n_computed));
+                    moge_kv_pages_for(tokens_held(sched, req)));
         n_pages += moge_kv_slot_pages(sched->options.kv, req->slot);
     }
     for (const struct moge_req *req = sched->waiting.first; req; req = req->next, n_waiting++) {
         MOGE_ASSERT(req->slot == -1 && req->n_computed == 0);
-        MOGE_ASSERT(!req->next || req->priority >= req->next->priority);
+        MOGE_ASSERT(!req->next || sched_before(req, req->next));
     }
     MOGE_ASSERT(n_running == sched->running.n && n_waiting == sched->waiting.n);
     MOGE_ASSERT(n_pages + moge_kv_pages_free(sched->options.kv) >=

@@ -1,7 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A request's way in.  Admission takes pages for the whole history and leaves one page a running
- * sequence as a margin. */
+/* A request's way in.  Limits on waiting are looked at here, once a step. */
 #include "server/schedule/sched_state.h"
+
+/* Place in line.  The product saturates: a client chooses the priority. */
+static int64_t rank_of(const struct moge_sched *sched, const struct moge_req *req) {
+    int64_t credit, rank;
+    if (sched->options.aging_us == 0)
+        return -(int64_t)req->priority;
+    if (__builtin_mul_overflow((int64_t)req->priority, sched->options.aging_us, &credit))
+        credit = req->priority > 0 ? INT64_MAX : INT64_MIN;
+    if (__builtin_sub_overflow(req->submitted_us, credit, &rank))
+        rank = credit > 0 ? INT64_MIN : INT64_MAX;
+    return rank;
+}
 
 static void take_over(struct moge_sched *sched, struct moge_queue *queue) {
     struct moge_req *next;
@@ -12,24 +23,48 @@ static void take_over(struct moge_sched *sched, struct moge_queue *queue) {
         req->n_tokens = req->n_prompt;
         req->n_computed = 0;
         req->slot = -1;
+        req->rank = rank_of(sched, req);
+        req->arrival = sched->n_arrived++;
         moge_detok_init(&req->detok, sched->options.tokenizer, true);
-        moge_sched_wait(sched, req, false);
+        moge_sched_wait(sched, req);
     }
 }
 
+/* Refused before it ever ran: it waited too long, or (asked once, on arrival) will be too late. */
+static bool must_refuse(struct moge_sched *sched, struct moge_req *req, bool arrived,
+                        int64_t now_us) {
+    int64_t age_us = now_us - req->submitted_us, age_max_us = sched->options.queue_age_max_us;
+    if (age_max_us > 0 && age_us > age_max_us) {
+        moge_fail(&req->err, MOGE_LIMIT,
+                  "the request has waited %.1f s for its turn; the server's limit is %.1f s",
+                  (double)age_us * 1e-6, (double)age_max_us * 1e-6);
+        sched->n_refused_age++;
+        return true;
+    }
+    if (!arrived || moge_sched_deadline_check(sched, req, now_us, &req->err) == 0)
+        return false;
+    sched->n_refused_deadline++;
+    return true;
+}
+
 /* Why a request must end now, or MOGE_FINISH_NONE. */
-static enum moge_finish must_end(const struct moge_req *req, int64_t now_us) {
+static enum moge_finish must_end(struct moge_sched *sched, struct moge_req *req, bool arrived,
+                                 int64_t now_us) {
     if (atomic_load_explicit(&req->cancelled, memory_order_relaxed))
         return MOGE_FINISH_CANCELLED;
-    return now_us >= req->deadline_us ? MOGE_FINISH_DEADLINE : MOGE_FINISH_NONE;
+    if (now_us >= req->deadline_us)
+        return MOGE_FINISH_DEADLINE;
+    if (!sched_was_admitted(req) && must_refuse(sched, req, arrived, now_us))
+        return MOGE_FINISH_REFUSED;
+    return MOGE_FINISH_NONE;
 }
 
 static void reap(struct moge_sched *sched, struct moge_queue *queue, struct moge_req_list *list,
-                 int64_t now_us) {
+                 uint64_t n_known, int64_t now_us) {
     struct moge_req *next;
     for (struct moge_req *req = list->first; req; req = next) {
         next = req->next;
-        enum moge_finish reason = must_end(req, now_us);
+        enum moge_finish reason = must_end(sched, req, req->arrival >= n_known, now_us);
         if (reason == MOGE_FINISH_NONE)
             continue;
         if (!sched_was_admitted(req))
@@ -38,21 +73,37 @@ static void reap(struct moge_sched *sched, struct moge_queue *queue, struct moge
     }
 }
 
+/* Tokens that admission takes pages for. */
+static int32_t tokens_to_reserve(const struct moge_sched *sched, const struct moge_req *req) {
+    return sched->options.admission == MOGE_ADMISSION_RESERVE ? sched_tokens_max(sched, req)
+                                                              : req->n_tokens;
+}
+
+/* Pages that must be free for it.  Optimistically: the next token's and one for each running
+ * sequence; and after a preemption some growth, lest it happens again at once. */
+static int32_t pages_to_admit(const struct moge_sched *sched, const struct moge_req *req) {
+    if (sched->options.admission == MOGE_ADMISSION_RESERVE)
+        return moge_kv_pages_for(sched_tokens_max(sched, req));
+    int32_t n_growth = req->usage.n_preempted > 0 ? MOGE_SCHED_GROWTH_TOKENS : 1;
+    int32_t n_tokens = sched_min(req->n_tokens + n_growth, sched_tokens_max(sched, req));
+    return moge_kv_pages_for(n_tokens) + sched->running.n;
+}
+
 static bool admit_one(struct moge_sched *sched, struct moge_queue *queue, struct moge_req *req,
                       int64_t now_us) {
     struct moge_kv *kv = sched->options.kv;
-    int32_t n_pages = moge_kv_pages_for(req->n_tokens + 1);
     if (sched->running.n >= sched->options.n_running_max || moge_kv_slots_free(kv) == 0)
         return false;
-    if (sched->running.n > 0 && n_pages + sched->running.n > moge_kv_pages_free(kv))
+    if (sched->running.n > 0 && pages_to_admit(sched, req) > moge_kv_pages_free(kv))
         return false;
     int slot = moge_kv_slot_take(kv);
     MOGE_ASSERT(slot >= 0);
     /* Alone, one context always fits; in company, the free pages were just counted. */
-    int rc = moge_kv_reserve(kv, slot, req->n_tokens);
+    int rc = moge_kv_reserve(kv, slot, tokens_to_reserve(sched, req));
     MOGE_ASSERT(rc == 0);
     moge_req_list_remove(&sched->waiting, req);
     req->slot = slot;
+    req->n_tokens_admitted = req->n_tokens;
     if (!sched_was_admitted(req)) {
         moge_queue_admitted(queue, req);
         req->admitted_us = now_us > 0 ? now_us : 1;
@@ -61,11 +112,18 @@ static bool admit_one(struct moge_sched *sched, struct moge_queue *queue, struct
     return true;
 }
 
+/* In order of rank.  Who finds no room is not overtaken by smaller ones behind, or it might wait
+ * for ever; who was preempted and whose reader still takes nothing has no use for a place. */
 void moge_sched_admit(struct moge_sched *sched, struct moge_queue *queue, int64_t now_us) {
+    uint64_t n_known = sched->n_arrived;
     take_over(sched, queue);
-    reap(sched, queue, &sched->waiting, now_us);
-    reap(sched, queue, &sched->running, now_us);
-    while (sched->waiting.first && admit_one(sched, queue, sched->waiting.first, now_us)) {
+    reap(sched, queue, &sched->waiting, n_known, now_us);
+    reap(sched, queue, &sched->running, n_known, now_us);
+    struct moge_req *next;
+    for (struct moge_req *req = sched->waiting.first; req; req = next) {
+        next = req->next;
+        if (!sched_is_stalled(req) && !admit_one(sched, queue, req, now_us))
+            return;
     }
 }
 

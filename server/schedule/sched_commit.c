@@ -69,7 +69,7 @@ static enum moge_finish commit_span(struct moge_sched *sched, struct moge_span *
     span->gap_us = req->last_token_us ? now_us - req->last_token_us : -1;
     req->last_token_us = now_us > 0 ? now_us : 1;
     req->n_computed = req->n_tokens - 1;
-    if (reason == MOGE_FINISH_NONE)
+    if (reason == MOGE_FINISH_NONE && sched->options.admission == MOGE_ADMISSION_OPTIMISTIC)
         moge_kv_truncate(sched->options.kv, req->slot, req->n_computed);
     return reason;
 }

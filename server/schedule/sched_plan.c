@@ -23,39 +23,74 @@ static struct moge_span *span_append(struct moge_sched *sched, struct moge_batch
     return span;
 }
 
-/* A row for every decoding sequence, oldest first. */
+/* A row for every decoding sequence whose reader keeps up. */
 static void plan_decodes(struct moge_sched *sched, struct moge_batch *batch) {
-    struct moge_req *next;
-    for (struct moge_req *req = sched->running.first; req; req = next) {
-        next = req->next;
-        if (!sched_is_decode(req) || sched_ring_room(req) <= 0)
-            continue;
-        if (!moge_sched_page_for_decode(sched, req))
-            return; /* it was the youngest */
-        span_append(sched, batch, req, 1);
-        next = req->next; /* the one after may have been preempted */
-    }
+    moge_sched_pages_for_decodes(sched);
+    for (struct moge_req *req = sched->running.first; req; req = req->next)
+        if (sched_is_decode(req) && !sched_is_stalled(req))
+            span_append(sched, batch, req, 1);
 }
 
-/* Prompt chunks, oldest first, in what decodes and their likely guesses leave of the step's rows; a
- * quarter of the step is always theirs, so that prompts advance beside any number of decodes. */
-static void plan_prefills(struct moge_sched *sched, struct moge_batch *batch) {
-    int32_t n_decode = batch->n_spans, step_rows = sched->options.step_rows_max;
+/* Prompt rows of a step with n_decode decode rows: what those and their likely guesses leave, but
+ * at least a quarter of the step, so that prompts advance beside any number of decodes; and no more
+ * than keeps the time between tokens in its limits. */
+static int32_t prefill_budget(const struct moge_sched *sched, int32_t n_decode) {
+    int32_t step_rows = sched->options.step_rows_max;
+    if (n_decode == 0)
+        return step_rows;
     int32_t budget = step_rows - n_decode * (1 + MOGE_DRAFT_LEN_MAX / 4);
     if (budget < step_rows / 4)
         budget = sched_min(step_rows / 4, step_rows - n_decode);
-    for (struct moge_req *req = sched->running.first; req && budget > 0; req = req->next) {
-        if (sched_is_decode(req))
-            continue;
-        int32_t n_rows =
-            sched_min(req->n_tokens - req->n_computed, sched->options.prefill_chunk_max);
-        n_rows = sched_min(n_rows, budget);
-        bool last = req->n_computed + n_rows == req->n_tokens;
-        if (last && sched_ring_room(req) <= 0)
-            continue;
-        span_append(sched, batch, req, n_rows);
-        budget -= n_rows;
+    return sched_min(budget, moge_sched_prefill_rows_max(sched));
+}
+
+/* Gives req up to n_max more prompt rows of this step; returns how many. */
+static int32_t rows_give(const struct moge_sched *sched, struct moge_req *req, int32_t n_max) {
+    if (sched_is_decode(req))
+        return 0;
+    int32_t n_left = req->n_tokens - req->n_computed - req->n_planned;
+    int32_t n = sched_min(n_left, sched->options.prefill_chunk_max - req->n_planned);
+    n = sched_min(n, n_max);
+    if (n == n_left && sched_is_stalled(req))
+        n--; /* nobody would take the token that the last row yields */
+    req->n_planned += n > 0 ? n : 0;
+    return n > 0 ? n : 0;
+}
+
+/* Prompts share the budget in equal parts of at least a page; where that is not enough for all,
+ * they take turns, beginning behind the one that came last.  What is left over goes to the oldest.
+ */
+static void share_rows(struct moge_sched *sched, int32_t budget) {
+    int32_t n_prefilling = 0;
+    struct moge_req *begin = NULL;
+    for (struct moge_req *req = sched->running.first; req; req = req->next) {
+        req->n_planned = 0;
+        n_prefilling += !sched_is_decode(req);
+        if (req->slot == sched->last_prefilled)
+            begin = req->next;
     }
+    if (n_prefilling == 0)
+        return;
+    int32_t share = budget / n_prefilling;
+    if (share < MOGE_PAGE_TOKENS)
+        share = MOGE_PAGE_TOKENS;
+    struct moge_req *req = begin ? begin : sched->running.first;
+    for (int32_t i = 0; i < sched->running.n && budget > 0; i++) {
+        int32_t n = rows_give(sched, req, sched_min(share, budget));
+        budget -= n;
+        if (n > 0)
+            sched->last_prefilled = req->slot;
+        req = req->next ? req->next : sched->running.first;
+    }
+    for (req = sched->running.first; req && budget > 0; req = req->next)
+        budget -= rows_give(sched, req, budget);
+}
+
+static void plan_prefills(struct moge_sched *sched, struct moge_batch *batch) {
+    share_rows(sched, prefill_budget(sched, batch->n_spans));
+    for (struct moge_req *req = sched->running.first; req; req = req->next)
+        if (req->n_planned > 0)
+            span_append(sched, batch, req, req->n_planned);
 }
 
 /* Room for guesses: what the request may still emit, its ring, its context, and pages nobody else

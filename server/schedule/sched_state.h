@@ -5,13 +5,17 @@
  *      sched_admit.c     what was submitted, what must end, who gets pages
  *      sched_plan.c      rows of the next step
  *      sched_preempt.c   who gives its pages back when they run out
+ *      sched_pace.c      what steps cost, and what follows for prompt rows and deadlines
  *      sched_commit.c    what becomes of a step's result
  *
  * Two lists, linked through the requests themselves:
  *
- *      waiting   ordered by priority, then arrival; a preempted request goes back to the front of
- *                its priority
+ *      waiting   ordered by rank; a preempted request keeps its rank
  *      running   ordered by admission; each holds a pager slot
+ *
+ * Rank is the one order of service: higher priority first, then earlier arrival.  With aging it is
+ * submission time less a fixed time for each level of priority, so it never changes: everybody ages
+ * at the same rate, and a request waits only for those submitted within a bounded time after it.
  *
  * A running request with n_tokens decided tokens, n_computed of them with KV in place, is in one of
  * two states that need no flag: n_computed = n_tokens - 1 is a decode row; less is a prompt (or,
@@ -21,6 +25,10 @@
 
 #include "server/schedule/sched.h"
 
+/* A preempted request is admitted again when pages for this much growth are free, and is spared
+ * until it has grown so much. */
+#define MOGE_SCHED_GROWTH_TOKENS (4 * MOGE_PAGE_TOKENS)
+
 struct moge_req_list {
     struct moge_req *first, *last;
     int32_t n;
@@ -29,6 +37,12 @@ struct moge_req_list {
 struct moge_sched {
     struct moge_sched_options options;
     struct moge_req_list waiting, running;
+    uint64_t n_arrived;
+    int32_t last_prefilled; /* slot whose prompt was served last: the next one's turn is first */
+    /* What steps cost, learned: see sched_pace.c. */
+    double step_ns, rows_cost, rows_square;
+    /* Counters of moge_sched_stats. */
+    uint64_t n_preempted, n_recomputed, n_refused_age, n_refused_deadline;
 };
 
 static inline int32_t sched_min(int32_t a, int32_t b) {
@@ -48,12 +62,26 @@ static inline int32_t sched_ring_room(const struct moge_req *req) {
     return moge_req_room(req) - 1;
 }
 
+/* A reader that takes nothing: no token of this request can be decided. */
+static inline bool sched_is_stalled(const struct moge_req *req) {
+    return sched_ring_room(req) <= 0;
+}
+
+static inline bool sched_before(const struct moge_req *a, const struct moge_req *b) {
+    return a->rank != b->rank ? a->rank < b->rank : a->arrival < b->arrival;
+}
+
+/* Tokens the request can ever have. */
+static inline int32_t sched_tokens_max(const struct moge_sched *sched, const struct moge_req *req) {
+    return req->n_prompt + sched_min(req->max_tokens, sched->options.n_context - req->n_prompt);
+}
+
 /* Puts req before next, or last when next is NULL. */
 void moge_req_list_insert(struct moge_req_list *list, struct moge_req *req, struct moge_req *next);
 void moge_req_list_remove(struct moge_req_list *list, struct moge_req *req);
 
-/* Into the waiting list, among those of the same priority: behind them, or (front) before them. */
-void moge_sched_wait(struct moge_sched *sched, struct moge_req *req, bool front);
+/* Into the waiting list, by rank. */
+void moge_sched_wait(struct moge_sched *sched, struct moge_req *req);
 
 /* Gives back the slot, its pages and what the drafter knows of it. */
 void moge_sched_slot_give(struct moge_sched *sched, struct moge_req *req);
@@ -66,8 +94,15 @@ void moge_sched_finish(struct moge_sched *sched, struct moge_req_list *list, str
 /* Back to waiting: its pages go back, its history will be computed again. */
 void moge_sched_preempt(struct moge_sched *sched, struct moge_req *req);
 
-/* Reserves the page of a decoding request's next position, preempting others for it if needed.
- * False: no page, and req was itself preempted. */
-bool moge_sched_page_for_decode(struct moge_sched *sched, struct moge_req *req);
+/* Reserves the page of every decoding request's next position, preempting some for it if needed. */
+void moge_sched_pages_for_decodes(struct moge_sched *sched);
+
+/* Prompt rows that a step with decode rows may have, by the limits on time; INT32_MAX: any. */
+int32_t moge_sched_prefill_rows_max(const struct moge_sched *sched);
+
+/* 0, or MOGE_DEADLINE with a sentence when req, which has just arrived, cannot be expected to have
+ * its first token before its deadline. */
+int moge_sched_deadline_check(const struct moge_sched *sched, const struct moge_req *req,
+                              int64_t now_us, struct moge_err *err);
 
 #endif

@@ -16,10 +16,12 @@ static void lap(struct moge_step *step, enum moge_phase phase) {
     step->lap_ns = now_ns;
 }
 
-/* What the step took goes to the draft policy and to the metrics. */
+/* What the step took goes to the draft policy, the scheduler and the metrics. */
 static void measure(struct moge_step *step, int rc, int64_t begin_ns) {
-    if (rc == 0)
+    if (rc == 0) {
         moge_draft_observe(step->draft, &step->batch, step->phase_ns[MOGE_PHASE_FORWARD]);
+        moge_sched_observe(step->sched, &step->batch, step->lap_ns - begin_ns);
+    }
     lap(step, MOGE_PHASE_OBSERVE);
     step->step_ns = step->lap_ns - begin_ns;
     step->forward_rc = rc;

@@ -17,6 +17,7 @@
 #include "server/schedule/sched.c"
 #include "server/schedule/sched_admit.c"
 #include "server/schedule/sched_commit.c"
+#include "server/schedule/sched_pace.c"
 #include "server/schedule/sched_plan.c"
 #include "server/schedule/sched_preempt.c"
 #include "server/schedule/step.c"
