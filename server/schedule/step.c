@@ -16,6 +16,8 @@ static void lap(struct moge_step *step, enum moge_phase phase) {
     step->lap_ns = now_ns;
 }
 
+#define TIMED(phase, call) ((void)(call), lap(step, MOGE_PHASE_##phase))
+
 /* What the step took goes to the draft policy, the scheduler and the metrics. */
 static void measure(struct moge_step *step, int rc, int64_t begin_ns) {
     if (rc == 0) {
@@ -32,22 +34,18 @@ static void measure(struct moge_step *step, int rc, int64_t begin_ns) {
 /* clang-format off */
 int moge_step_run(struct moge_step *step) {
     struct moge_batch *batch = &step->batch;
-    int64_t begin_ns = step->lap_ns = step->now_ns();
-    moge_sched_admit(step->sched, step->queue, begin_ns / 1000); /* requests take pages, or wait */
-    lap(step, MOGE_PHASE_ADMIT);
-    moge_sched_plan(step->sched, batch);                         /* rows: decode, prefill chunks */
-    lap(step, MOGE_PHASE_PLAN);
+    int rc = 0;
+    int64_t begin_ns = step->lap_ns = step->now_ns(), begin_us = begin_ns / 1000;
+    TIMED(ADMIT, moge_sched_admit(step->sched, step->queue, begin_us)); /* take pages, or wait */
+    TIMED(PLAN, moge_sched_plan(step->sched, batch));              /* decode rows, prompt chunks */
     if (batch->n_spans == 0)
-        return 0;                                                /* everybody waits for a reader */
-    moge_draft_propose(step->draft, batch);                      /* guesses follow decode rows */
-    lap(step, MOGE_PHASE_PROPOSE);
-    int rc = moge_engine_forward(step->engine, batch);           /* logits of rows; KV grows */
-    lap(step, MOGE_PHASE_FORWARD);
+        return 0;                                                  /* all wait for a reader */
+    TIMED(PROPOSE, moge_draft_propose(step->draft, batch));        /* guesses follow decode rows */
+    TIMED(FORWARD, rc = moge_engine_forward(step->engine, batch)); /* logits of rows; KV grows */
     if (rc == 0)
-        moge_accept_batch(step->accept, batch);                  /* agreeing guesses, plus one */
+        moge_accept_batch(step->accept, batch);                    /* agreeing guesses, plus one */
     lap(step, MOGE_PHASE_ACCEPT);
-    moge_sched_commit(step->sched, batch, rc, clock_us(step));   /* tokens out, KV cut, retire */
-    lap(step, MOGE_PHASE_COMMIT);
+    TIMED(COMMIT, moge_sched_commit(step->sched, batch, rc, clock_us(step))); /* tokens out */
     measure(step, rc, begin_ns);
     return rc;
 }
