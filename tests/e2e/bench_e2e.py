@@ -55,7 +55,7 @@ class Bench(unittest.TestCase):
         self.assertAlmostEqual(line["tok_s"], line["rows"] / line["ms_median"] * 1e3,
                                delta=0.01 * line["tok_s"])
         self.assertAlmostEqual(line["gb_s"], (line["weight_mb"] + line["kv_mb"]) /
-                               line["ms_median"], delta=0.02 * line["gb_s"])
+                               line["ms_median"], delta=0.02 * line["gb_s"] + 0.0006)
         # Bytes of keys and values: 2 layers, 2 heads of 16, each 2 bytes, and of both kinds.
         sequences = line["rows"] if line["work"] == "batch" else 1
         positions = line["depth"] + line["rows"] // sequences
