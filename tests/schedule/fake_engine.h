@@ -5,6 +5,7 @@
  *   - the engine keeps, for every page and offset, a hash of the whole history up to that position,
  *     and checks that every earlier position of a span holds the hash of *this* history: a page
  *     that was lost, reused too early or not truncated is seen at once;
+ *   - a forward takes a fixed time and one for each row;
  *   - the next token is a function of the history's hash, so each request's output is known
  *     beforehand. */
 #ifndef TEST_FAKE_ENGINE_H
@@ -17,11 +18,20 @@
 #include "moge/kv.h"
 #include "tests/test.h"
 
-enum { VOCAB = 50, EOS = 1, CONTEXT = 192, ROWS_MAX = 64, PAGES_MAX = 64 };
+/* Whoever includes this defines CONTEXT, ROWS_MAX and PAGES_MAX first. */
+enum { VOCAB = 50, EOS = 1 };
+
+/* Time passes inside the engine only. */
+static int64_t fake_now_us;
+static int64_t fake_now_ns(void) {
+    return fake_now_us * 1000;
+}
 
 struct moge_engine {
     uint64_t kv[PAGES_MAX][MOGE_PAGE_TOKENS]; /* hash of the history that ends at this position */
     bool broken;
+    int64_t step_us, row_us; /* what a forward takes: step_us + row_us * rows, */
+    int64_t page_ns;         /* and page_ns for each page before a row */
 };
 
 struct moge_draft {
@@ -43,6 +53,10 @@ int moge_engine_forward(struct moge_engine *engine, struct moge_batch *batch) {
         return MOGE_INTERNAL;
     MOGE_ASSERT(moge_batch_rows(batch) <= ROWS_MAX);
     int32_t n_logits = 0;
+    fake_now_us += engine->step_us + engine->row_us * moge_batch_rows(batch);
+    for (int32_t i = 0; i < batch->n_spans; i++)
+        fake_now_us += engine->page_ns * batch->spans[i].n_rows *
+                       (batch->spans[i].pos / MOGE_PAGE_TOKENS) / 1000;
     for (int32_t i = 0; i < batch->n_spans; i++) {
         struct moge_span *span = &batch->spans[i];
         uint64_t hash = 1;

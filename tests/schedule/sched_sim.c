@@ -22,9 +22,9 @@
 #include "server/schedule/sched_preempt.c"
 #include "server/schedule/step.c"
 #include "server/schedule/text.c"
-#include "tests/schedule/fake_engine.h"
 
-enum { SLOTS_MAX = 8, N_REQS = 24 };
+enum { CONTEXT = 192, ROWS_MAX = 64, PAGES_MAX = 64, SLOTS_MAX = 8, N_REQS = 24 };
+#include "tests/schedule/fake_engine.h"
 
 /* ---- allocation counter ---- */
 
@@ -61,6 +61,8 @@ struct client {
     int patience;        /* reads a token in patience of 8 steps: 0 never while slow */
     int64_t cancel_step; /* -1: never */
     bool submitted, cancelled, done, expired;
+    bool was_waiting;    /* before the step: in line, and not for its reader */
+    int64_t admitted_us; /* before the step */
 };
 
 struct world {
@@ -72,18 +74,17 @@ struct world {
     struct moge_reqs *reqs;
     struct moge_queue *queue;
     struct moge_sched *sched;
+    struct moge_sched_options options;
     struct moge_step step;
     struct moge_span spans[SLOTS_MAX];
     struct client clients[N_REQS];
+    bool grows; /* short prompts with long answers: pages run out in the middle */
 };
 
 /* What the lives have met, so that a world too kind to prove anything is noticed. */
 static int64_t n_finished[MOGE_FINISH_ERROR + 1], n_preempted, n_accepted, n_by_string;
-
-static int64_t now_us;
-static int64_t fake_now_ns(void) {
-    return now_us * 1000;
-}
+static int64_t n_refused_age, n_refused_deadline, n_tokens, n_recomputed, n_computed;
+static double worst_preempted; /* preemptions a token, of any life */
 
 static bool stops_here(const struct moge_req *req, const char *text, size_t *cut) {
     size_t best = SIZE_MAX;
@@ -126,15 +127,16 @@ static void client_submit(struct world *w, struct client *c) {
     if (!req)
         return;
     c->req = req;
-    req->n_prompt = 1 + test_below(&w->rng, test_below(&w->rng, 2) ? 10 : CONTEXT - 2);
+    bool is_short = w->grows || test_below(&w->rng, 2);
+    req->n_prompt = 1 + test_below(&w->rng, is_short ? 10 : CONTEXT - 2);
     for (int32_t i = 0; i < req->n_prompt; i++)
         req->tokens[i] = test_below(&w->rng, VOCAB);
-    req->max_tokens = 1 + test_below(&w->rng, 60);
+    req->max_tokens = 1 + test_below(&w->rng, w->grows ? CONTEXT : 60);
     req->spec_mode = test_below(&w->rng, 4) ? MOGE_SPEC_AUTO : MOGE_SPEC_OFF;
-    req->priority = test_below(&w->rng, 10) == 0;
+    req->priority = test_below(&w->rng, 5) == 0 ? test_below(&w->rng, 7) - 3 : 0;
     req->stop_ids[0] = EOS;
     req->sample.n_stop_ids = 1;
-    req->submitted_us = now_us;
+    req->submitted_us = fake_now_us;
     if (test_below(&w->rng, 3) == 0) {
         static const char *const stops[] = {"abcabcd", "ddd", "cbcab"};
         req->n_stop_strings = 1 + test_below(&w->rng, 3);
@@ -144,7 +146,7 @@ static void client_submit(struct world *w, struct client *c) {
         }
     }
     if (test_below(&w->rng, 8) == 0)
-        req->deadline_us = now_us + 1000 * test_below(&w->rng, 40);
+        req->deadline_us = fake_now_us + 1000 * test_below(&w->rng, 40);
     c->cancel_step = test_below(&w->rng, 6) == 0 ? test_below(&w->rng, 30) : -1;
     c->patience = test_below(&w->rng, 5) == 0 ? 1 : 8;
     expect(c);
@@ -155,7 +157,7 @@ static void client_submit(struct world *w, struct client *c) {
         return;
     }
     assert_int_equal(rc, MOGE_LIMIT);
-    moge_req_release(w->reqs, req); /* refused: try again later with another one */
+    moge_req_release(w->reqs, req); /* the queue is full: try again later with another one */
     memset(c, 0, sizeof *c);
 }
 
@@ -174,13 +176,33 @@ static void client_read(struct client *c, int32_t n_max) {
     }
 }
 
+/* A refusal is true, says why, and comes before anything was computed. */
+static void check_refusal(const struct world *w, const struct client *c) {
+    const struct moge_req *req = c->req;
+    int64_t age_max_us = w->options.queue_age_max_us;
+    assert_int_equal(req->admitted_us, 0);
+    assert_int_equal(c->n_got, 0);
+    if (req->err.code == MOGE_LIMIT) {
+        assert_true(age_max_us > 0 && fake_now_us - req->submitted_us > age_max_us);
+        assert_non_null(strstr(req->err.text, "has waited"));
+        n_refused_age++;
+    } else {
+        assert_int_equal(req->err.code, MOGE_DEADLINE);
+        assert_true(req->deadline_us != INT64_MAX);
+        assert_non_null(strstr(req->err.text, "is expected after"));
+        n_refused_deadline++;
+    }
+}
+
 static void client_finish(struct world *w, struct client *c, enum moge_finish finish) {
     client_read(c, INT32_MAX);
     c->text[c->text_len] = 0;
     if (finish == MOGE_FINISH_CANCELLED) {
         assert_true(c->cancelled);
     } else if (finish == MOGE_FINISH_DEADLINE) {
-        assert_true(now_us >= c->req->deadline_us);
+        assert_true(fake_now_us >= c->req->deadline_us);
+    } else if (finish == MOGE_FINISH_REFUSED) {
+        check_refusal(w, c);
     } else {
         assert_int_equal(finish, c->expected_finish);
         assert_int_equal(c->n_got, c->n_expected);
@@ -216,7 +238,7 @@ static void client_turn(struct world *w, struct client *c) {
     }
     assert_false(c->cancelled); /* a step has passed since the flag was set */
     assert_false(c->expired);
-    c->expired = now_us >= c->req->deadline_us;
+    c->expired = fake_now_us >= c->req->deadline_us;
     if (c->cancel_step >= 0 && c->cancel_step-- == 0) {
         atomic_store(&c->req->cancelled, true);
         c->cancelled = true;
@@ -229,24 +251,34 @@ static void world_open(struct world *w, uint64_t seed) {
     memset(w, 0, sizeof *w);
     struct moge_err err;
     w->seed = seed;
+    w->grows = seed % 3 == 0;
     w->rng = test_rng_init(seed);
     w->draft = (struct moge_draft){test_rng_init(seed + 1), test_below(&w->rng, 101)};
-    struct moge_kv_options kv = {CONTEXT / MOGE_PAGE_TOKENS + test_below(&w->rng, 40), SLOTS_MAX,
-                                 CONTEXT / MOGE_PAGE_TOKENS, true};
+    struct moge_kv_options kv = {CONTEXT / MOGE_PAGE_TOKENS +
+                                     test_below(&w->rng, w->grows ? 12 : 40),
+                                 SLOTS_MAX, CONTEXT / MOGE_PAGE_TOKENS, true};
     TEST_OK(moge_kv_new(&w->kv, &kv, &err), err);
     TEST_OK(moge_reqs_new(&w->reqs, N_REQS, CONTEXT, &err), err);
     struct moge_queue_options queue = {4 + test_below(&w->rng, 20), 4 * CONTEXT};
     TEST_OK(moge_queue_new(&w->queue, &queue, &err), err);
-    struct moge_sched_options sched = {
+    struct test_rng *rng = &w->rng;
+    w->options = (struct moge_sched_options){
         .kv = w->kv,
         .reqs = w->reqs,
         .draft = &w->draft,
-        .n_running_max = 1 + test_below(&w->rng, SLOTS_MAX),
-        .step_rows_max = 8 + test_below(&w->rng, ROWS_MAX - 8 + 1),
-        .prefill_chunk_max = 1 + test_below(&w->rng, 64),
+        .n_running_max = 1 + test_below(rng, SLOTS_MAX),
+        .step_rows_max = 8 + test_below(rng, ROWS_MAX - 8 + 1),
+        .prefill_chunk_max = 1 + test_below(rng, 64),
         .n_context = CONTEXT,
+        .admission = test_below(rng, 4) ? MOGE_ADMISSION_OPTIMISTIC : MOGE_ADMISSION_RESERVE,
+        .prefill_rows_beside_decodes = test_below(rng, 3) ? 0 : 1 + test_below(rng, 32),
+        .itl_target_us = test_below(rng, 3) ? 500 + test_below(rng, 3000) : 0,
+        .aging_us = test_below(rng, 2) ? 1000 + test_below(rng, 50000) : 0,
+        .queue_age_max_us = test_below(rng, 4) ? 0 : 1000 + test_below(rng, 50000),
     };
-    TEST_OK(moge_sched_new(&w->sched, &sched, &err), err);
+    w->engine.step_us = 300 + test_below(rng, 1000);
+    w->engine.row_us = test_below(rng, 40);
+    TEST_OK(moge_sched_new(&w->sched, &w->options, &err), err);
     w->step = (struct moge_step){
         .sched = w->sched,
         .queue = w->queue,
@@ -268,26 +300,93 @@ static void world_close(struct world *w) {
     moge_kv_free(w->kv);
 }
 
+/* Who is in line before a step, to see afterwards who was let in. */
+static void lines_look(struct world *w) {
+    for (int i = 0; i < N_REQS; i++) {
+        struct client *c = &w->clients[i];
+        bool alive = c->submitted && !c->done;
+        c->was_waiting = alive && c->req->slot < 0 && !sched_is_stalled(c->req);
+        c->admitted_us = alive ? c->req->admitted_us : 0;
+    }
+}
+
+/* No starvation: nobody is let in past one who was there and comes first.  With aging that is
+ * whoever was submitted no more than aging_us for each level of priority after it. */
+static void lines_check(const struct world *w) {
+    int64_t aging_us = w->options.aging_us;
+    for (int i = 0; i < N_REQS; i++) {
+        const struct client *c = &w->clients[i];
+        if (!c->was_waiting || c->req->slot < 0 || c->admitted_us != 0)
+            continue; /* not let in by this step */
+        for (int j = 0; j < N_REQS; j++) {
+            const struct client *d = &w->clients[j];
+            if (!d->was_waiting || d->req->slot >= 0 || atomic_load(&d->req->finish))
+                continue;
+            int64_t levels = c->req->priority - d->req->priority;
+            int64_t later_us = c->req->submitted_us - d->req->submitted_us;
+            assert_true(aging_us == 0 ? levels > 0 || (levels == 0 && later_us <= 0)
+                                      : later_us <= levels * aging_us);
+        }
+    }
+}
+
+/* The limits on rows hold in every step. */
+static void batch_check(const struct world *w) {
+    int32_t n_decode = 0, n_prefill = 0, n_rows = 0;
+    for (int32_t i = 0; i < w->step.batch.n_spans; i++) {
+        const struct moge_span *span = &w->spans[i];
+        bool decode = span->pos == span->n_known - 1;
+        n_decode += decode;
+        n_prefill += decode ? 0 : span->n_rows;
+        n_rows += span->n_rows - span->n_guess;
+        assert_true(decode || span->n_rows <= w->options.prefill_chunk_max);
+    }
+    n_computed += n_rows;
+    assert_true(n_rows <= w->options.step_rows_max);
+    if (n_decode > 0 && w->options.prefill_rows_beside_decodes > 0)
+        assert_true(n_prefill <= w->options.prefill_rows_beside_decodes);
+}
+
+static void life_account(const struct world *w) {
+    struct moge_sched_stats stats;
+    moge_sched_stats(w->sched, &stats);
+    if (w->options.admission == MOGE_ADMISSION_RESERVE)
+        assert_int_equal(stats.n_preempted, 0);
+    int64_t n = 0;
+    for (int i = 0; i < N_REQS; i++)
+        n += w->clients[i].n_got;
+    /* No thrash: who was set back grows before that happens again. */
+    assert_true((int64_t)stats.n_preempted <= 4 + n / 32);
+    double rate = (double)stats.n_preempted / (double)(n + 1);
+    worst_preempted = rate > worst_preempted ? rate : worst_preempted;
+    n_tokens += n;
+    n_recomputed += (int64_t)stats.n_recomputed;
+}
+
 static void life(uint64_t seed) {
     static struct world world;
     struct world *w = &world;
     world_open(w, seed);
-    now_us = 0;
+    fake_now_us = 0;
     bool all_done = false;
     for (int step = 0; !all_done; step++) {
-        assert_true(step < 20000); /* nobody starves */
+        assert_true(step < 20000); /* everybody comes to an end */
         int64_t before = n_allocations;
+        lines_look(w);
         int rc = moge_step_run(&w->step);
         assert_int_equal(rc, 0);
         assert_int_equal(n_allocations, before);
         moge_sched_check(w->sched);
-        now_us += 1000;
+        lines_check(w);
+        batch_check(w);
+        fake_now_us += w->step.batch.n_spans == 0 ? 1000 : 0;
         all_done = true;
         for (int i = 0; i < N_REQS; i++) {
             client_turn(w, &w->clients[i]);
             all_done = all_done && w->clients[i].done;
         }
     }
+    life_account(w);
     world_close(w);
 }
 
@@ -301,17 +400,23 @@ static void seeded_lives(void **state) {
     }
     current_seed = 0;
     print_message(
-        "finished: stop %lld (by string %lld) length %lld cancelled %lld deadline %lld; preempted "
-        "%lld; "
-        "guesses accepted %lld\n",
+        "%llu seeds from %llu; finished: stop %lld (by string %lld) length %lld cancelled "
+        "%lld deadline %lld refused %lld (age %lld, deadline %lld); guesses accepted "
+        "%lld\n",
+        (unsigned long long)n_seeds, (unsigned long long)first_seed,
         (long long)n_finished[MOGE_FINISH_STOP], (long long)n_by_string,
         (long long)n_finished[MOGE_FINISH_LENGTH], (long long)n_finished[MOGE_FINISH_CANCELLED],
-        (long long)n_finished[MOGE_FINISH_DEADLINE], (long long)n_preempted, (long long)n_accepted);
+        (long long)n_finished[MOGE_FINISH_DEADLINE], (long long)n_finished[MOGE_FINISH_REFUSED],
+        (long long)n_refused_age, (long long)n_refused_deadline, (long long)n_accepted);
+    print_message("tokens %lld, preemptions %lld (at worst %.3f a token), positions computed %lld, "
+                  "of them again %lld\n",
+                  (long long)n_tokens, (long long)n_preempted, worst_preempted,
+                  (long long)n_computed, (long long)n_recomputed);
     if (n_seeds < 100)
         return;
     assert_true(n_finished[MOGE_FINISH_STOP] && n_by_string && n_finished[MOGE_FINISH_LENGTH]);
     assert_true(n_finished[MOGE_FINISH_CANCELLED] && n_finished[MOGE_FINISH_DEADLINE]);
-    assert_true(n_preempted && n_accepted);
+    assert_true(n_preempted && n_accepted && n_refused_age && n_refused_deadline);
 }
 
 static int seed_tell(void **state) {
