@@ -12,6 +12,7 @@
 
 #define MOGE_BENCH_COUNTS_MAX  16
 #define MOGE_BENCH_REPEATS_MAX 1000
+#define MOGE_BENCH_SEEN_MAX    64
 
 /* One kind of pass: n_seqs sequences, n_rows rows of each from position `pos` on. */
 struct moge_bench_work {
@@ -47,6 +48,8 @@ struct moge_bench {
     double load_ms;
     double ms[MOGE_BENCH_REPEATS_MAX]; /* of the last work, sorted */
     int32_t n_ms;
+    struct moge_bench_work seen[MOGE_BENCH_SEEN_MAX]; /* measured before */
+    int32_t n_seen;
     FILE *csv;
 };
 
@@ -60,7 +63,7 @@ void moge_bench_fini(struct moge_bench *bench);
  * read.  Prefill and greedy overwrite the first. */
 int moge_bench_histories(struct moge_bench *bench, int32_t n_seqs);
 
-/* Repeats one kind of pass (the first is not counted) and reports its median. */
+/* Repeats one kind of pass (the first ever of it is not counted) and reports its median. */
 int moge_bench_measure(struct moge_bench *bench, const struct moge_bench_work *work);
 
 /* The likeliest token n times over, behind tokens [0, n_prompt) of sequence 0, printed as one JSON

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* kernels_check --bench: GB/s of weights or floats, and GMAC/s, per kernel, level and rows.  Best
- * of several short runs: the machine is shared. */
+/* kernels_check --bench: GB/s of weights or floats, and GMAC/s, per kernel, level and rows, and
+ * what share of the level's own peak that is (engine/kernels/peak.h).  Best of several short runs:
+ * the machine is shared.  One thread. */
 #ifndef MOGE_TESTS_BENCH_H
 #define MOGE_TESTS_BENCH_H
 
 #include <time.h>
+#include "engine/kernels/peak.h"
 #include "tests/kernels/panels.h"
 
 #define BENCH_SECONDS 0.03
@@ -33,10 +35,21 @@ static inline double bench_now(void) {
         }                                                                                          \
     } while (0)
 
+/* GMAC/s of a loop of nothing but the level's multiply-adds, for 8-bit and 4-bit weights. */
+static double bench_peak(int64_t (*macs)(int64_t n)) {
+    double seconds;
+    int64_t done = 0;
+    BENCH(seconds, done = macs(1024));
+    return (double)done / seconds * 1e-9;
+}
+
 enum { BENCH_IN = 2048, BENCH_ROWS = 32 };
 
 /* One panel in cache, or a walk over far more panels than any cache holds. */
 static void bench_panels(const struct moge_kernels *k, enum moge_type type, size_t n_panels) {
+    struct moge_peak probes;
+    moge_peak_fill(&probes, (enum moge_isa)(k - levels));
+    double peak = bench_peak(type == MOGE_TYPE_Q8_0 ? probes.macs_i8 : probes.macs_i4);
     size_t bytes =
         BENCH_IN / 32 *
         (type == MOGE_TYPE_Q8_0 ? (size_t)MOGE_PANEL_Q8_0_BYTES : (size_t)MOGE_PANEL_Q4_0_BYTES);
@@ -65,10 +78,10 @@ static void bench_panels(const struct moge_kernels *k, enum moge_type type, size
                                                                      rows, counts[i], out);
             at = at + 1 < n_panels ? at + 1 : 0;
         });
-        printf("%-7s panel_%s %-6s rows %2d  %6.1f GB/s  %6.1f GMAC/s\n", k->isa,
+        double gmac_s = 8.0 * BENCH_IN * counts[i] / seconds * 1e-9;
+        printf("%-7s panel_%s %-6s rows %2d  %6.1f GB/s  %6.1f GMAC/s  %3.0f%% of peak\n", k->isa,
                type == MOGE_TYPE_Q8_0 ? "q8_0" : "q4_0", n_panels == 1 ? "cache" : "memory",
-               counts[i], (double)bytes / seconds * 1e-9,
-               8.0 * BENCH_IN * counts[i] / seconds * 1e-9);
+               counts[i], (double)bytes / seconds * 1e-9, gmac_s, 100 * gmac_s / peak);
     }
     free(panels), free(q), free(d), free(sum);
 }
