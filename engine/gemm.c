@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Two ways through a matrix.
  *
- *   quantised   for each chunk of ROWS_CHUNK rows: for each panel of 8 outputs: one kernel call.  A
+ *   quantised   for each chunk of ROWS_CHUNK rows: one kernel call for all panels of 8 outputs.  A
  *               panel stays in the first-level cache while the kernel goes through the chunk in
  *               tiles, and the chunk's activations in the second-level cache over all panels.
  *   float       for each block of BLAS_OUT outputs (widened to f32 once): for each tile of
@@ -156,29 +156,44 @@ static size_t act_row(const struct product *p, int32_t i) {
     return (size_t)(p->rows ? p->rows[i] : i);
 }
 
-/* Rows first .. first + n of the list, n <= ROWS_CHUNK. */
+static void run_panels(const struct product *p, int32_t o, int32_t n_panels,
+                       const struct moge_qrow *rows, int32_t n, float *const *out) {
+    const struct moge_matrix *w = p->weights;
+    const void *panels =
+        (const uint8_t *)w->data + (size_t)(o / MOGE_PANEL_ROWS) * panel_bytes(w->type, w->n_in);
+    if (w->type == MOGE_TYPE_Q8_0)
+        p->kernels->panels_q8_0(panels, n_panels, w->n_in, rows, n, out);
+    else
+        p->kernels->panels_q4_0(panels, n_panels, w->n_in, rows, n, out);
+}
+
+/* Rows first .. first + n of the list, n <= ROWS_CHUNK.  Whole panels write where their outputs
+ * belong; the last of a matrix may have to be cut. */
 static void chunk_panels(const struct product *p, int32_t first, int32_t n) {
     const struct moge_matrix *w = p->weights;
     struct moge_qrow rows[ROWS_CHUNK];
-    float *out[ROWS_CHUNK], values[ROWS_CHUNK][MOGE_PANEL_ROWS];
+    float *out[ROWS_CHUNK];
+    int32_t n_panels = (p->out_end - p->out_begin) / MOGE_PANEL_ROWS;
+    int32_t cut = p->out_begin + n_panels * MOGE_PANEL_ROWS;
     for (int32_t i = 0; i < n; i++) {
         size_t row = act_row(p, first + i), block = row * (size_t)(w->n_in / MOGE_QBLOCK);
         rows[i] =
             (struct moge_qrow){p->x->q + row * (size_t)w->n_in, p->x->d + block, p->x->sum + block};
-        out[i] = values[i];
+        out[i] = p->out + (size_t)(first + i) * p->out_stride + p->out_begin;
     }
-    size_t bytes = panel_bytes(w->type, w->n_in);
-    for (int32_t o = p->out_begin; o < p->out_end; o += MOGE_PANEL_ROWS) {
-        const uint8_t *panel = (const uint8_t *)w->data + (size_t)(o / MOGE_PANEL_ROWS) * bytes;
-        if (w->type == MOGE_TYPE_Q8_0)
-            p->kernels->panel_q8_0(panel, w->n_in, rows, n, out);
-        else
-            p->kernels->panel_q4_0(panel, w->n_in, rows, n, out);
-        int32_t left = p->out_end - o;
-        for (int32_t i = 0; i < n; i++)
-            put(values[i], p->bias ? p->bias + o : NULL,
-                left < MOGE_PANEL_ROWS ? left : MOGE_PANEL_ROWS,
-                p->out + (size_t)(first + i) * p->out_stride + o);
+    if (n_panels > 0)
+        run_panels(p, p->out_begin, n_panels, rows, n, out);
+    float last[ROWS_CHUNK][MOGE_PANEL_ROWS];
+    for (int32_t i = 0; i < n; i++)
+        out[i] = last[i];
+    if (cut < p->out_end)
+        run_panels(p, cut, 1, rows, n, out);
+    for (int32_t i = 0; i < n; i++) {
+        float *at = p->out + (size_t)(first + i) * p->out_stride;
+        if (cut < p->out_end)
+            memcpy(at + cut, last[i], (size_t)(p->out_end - cut) * sizeof *at);
+        if (p->bias)
+            p->kernels->add(at + p->out_begin, p->bias + p->out_begin, p->out_end - p->out_begin);
     }
 }
 

@@ -88,12 +88,12 @@ void moge_kernels_set_max(enum moge_isa isa) {
 
 /* ---- self test: two tables, the same made-up input, the same bits ---- */
 
-enum { SELF_N = 128 + 13, SELF_IN = 5 * 32, SELF_ROWS = 7, SELF_HEAD = 40 };
+enum { SELF_N = 128 + 13, SELF_IN = 5 * 32, SELF_ROWS = 7, SELF_PANELS = 7, SELF_HEAD = 40 };
 
 struct self_input {
     float a[SELF_N], b[SELF_N];
     uint16_t half[16 * SELF_HEAD];
-    _Alignas(64) uint8_t panel[SELF_IN / 32 * MOGE_PANEL_Q8_0_BYTES];
+    _Alignas(64) uint8_t panels[SELF_PANELS * (SELF_IN / 32) * MOGE_PANEL_Q8_0_BYTES];
     int8_t q[SELF_ROWS * SELF_IN];
     float d[SELF_ROWS * SELF_IN / 32];
     int32_t sum[SELF_ROWS * SELF_IN / 32];
@@ -112,8 +112,8 @@ static void self_fill(struct self_input *in) {
     }
     for (int i = 0; i < 16 * SELF_HEAD; i++) /* halves of magnitude 1/4 to 4 */
         in->half[i] = (uint16_t)(0x3400u + (uint32_t)(self_float(&state) * 512.0f + 2048.0f));
-    for (size_t i = 0; i < sizeof in->panel; i++) /* also as a scale: a finite half below 2 */
-        in->panel[i] = (uint8_t)((uint32_t)(self_float(&state) * 32.0f + 128.0f) & 0xbfu);
+    for (size_t i = 0; i < sizeof in->panels; i++) /* also as a scale: a finite half below 2 */
+        in->panels[i] = (uint8_t)((uint32_t)(self_float(&state) * 32.0f + 128.0f) & 0xbfu);
     for (int i = 0; i < SELF_ROWS * SELF_IN; i++)
         in->q[i] = (int8_t)(self_float(&state) * 31.0f);
     for (int i = 0; i < SELF_ROWS * SELF_IN / 32; i++) {
@@ -132,17 +132,22 @@ struct self_output {
     uint16_t h[SELF_N];
 };
 
-static void self_panel(const struct self_input *in, struct self_output *out,
-                       void (*panel)(const void *panel, int32_t n_in, const struct moge_qrow *rows,
-                                     int32_t n_rows, float *const *out)) {
+/* Several tiles of rows for each panel, and one. */
+static void self_panels(const struct self_input *in, struct self_output *out,
+                        void (*panels)(const void *panels, int32_t n_panels, int32_t n_in,
+                                       const struct moge_qrow *rows, int32_t n_rows,
+                                       float *const *out)) {
+    enum { EACH = SELF_PANELS * MOGE_PANEL_ROWS };
     struct moge_qrow rows[SELF_ROWS];
-    float *at[SELF_ROWS];
-    for (int r = 0; r < SELF_ROWS; r++) {
+    float *at[SELF_ROWS + 3];
+    for (int r = 0; r < SELF_ROWS + 3; r++)
+        at[r] = out->f + EACH * r;
+    for (int r = 0; r < SELF_ROWS; r++)
         rows[r] = (struct moge_qrow){in->q + r * SELF_IN, in->d + r * (SELF_IN / 32),
                                      in->sum + r * (SELF_IN / 32)};
-        at[r] = out->f + MOGE_PANEL_ROWS * r;
-    }
-    panel(in->panel, SELF_IN, rows, SELF_ROWS, at);
+    panels(in->panels, SELF_PANELS, SELF_IN, rows, SELF_ROWS, at);
+    panels(in->panels, SELF_PANELS, SELF_IN, rows, 1, at + SELF_ROWS);
+    panels(in->panels, SELF_PANELS, SELF_IN, rows, 2, at + SELF_ROWS + 1);
 }
 
 #define SELF_COUNT 19
@@ -156,9 +161,9 @@ static const char *self_run(const struct moge_kernels *k, int slot, const struct
     case 0:
         return k->quantize(in->a, 128, out->q, out->f, out->i), "quantize";
     case 1:
-        return self_panel(in, out, k->panel_q8_0), "panel_q8_0";
+        return self_panels(in, out, k->panels_q8_0), "panels_q8_0";
     case 2:
-        return self_panel(in, out, k->panel_q4_0), "panel_q4_0";
+        return self_panels(in, out, k->panels_q4_0), "panels_q4_0";
     case 3:
         return k->rmsnorm(in->a, in->b, 1e-5f, SELF_N, out->f), "rmsnorm";
     case 4:

@@ -39,14 +39,15 @@ struct moge_kernels {
      * 3.8e-37).  x must be finite. */
     void (*quantize)(const float *x, int32_t n, int8_t *q, float *d, int32_t *sum);
 
-    /* out[r][j] = dot(weight row j of the panel, rows[r]) for r < n_rows (>= 1), j <
-     * MOGE_PANEL_ROWS, by the canonical dot product: acc = 0; for each block b in order: acc =
-     * fma(float(sum of 32 products), w_d[b] * x_d[b], acc).  n_in is a multiple of 32.  The panel
-     * is 64-byte aligned.  Integer sums are exact for all bytes that a panel can hold, -128 too. */
-    void (*panel_q8_0)(const void *panel, int32_t n_in, const struct moge_qrow *rows,
-                       int32_t n_rows, float *const *out);
-    void (*panel_q4_0)(const void *panel, int32_t n_in, const struct moge_qrow *rows,
-                       int32_t n_rows, float *const *out);
+    /* out[r][8 * p + j] = dot(weight row j of panel p, rows[r]) for p < n_panels, r < n_rows (both
+     * >= 1), j < MOGE_PANEL_ROWS, by the canonical dot product: acc = 0; for each block b in order:
+     * acc = fma(float(sum of 32 products), w_d[b] * x_d[b], acc).  Panels stand one behind the
+     * other, the first 64-byte aligned; n_in is a multiple of 32.  Integer sums are exact for all
+     * bytes that a panel can hold, -128 too. */
+    void (*panels_q8_0)(const void *panels, int32_t n_panels, int32_t n_in,
+                        const struct moge_qrow *rows, int32_t n_rows, float *const *out);
+    void (*panels_q4_0)(const void *panels, int32_t n_panels, int32_t n_in,
+                        const struct moge_qrow *rows, int32_t n_rows, float *const *out);
 
     /* ---- vec: element-wise and row-wise float work; n is any positive number ---- */
 

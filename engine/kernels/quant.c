@@ -101,22 +101,28 @@ static float dot_canonical(const void *panel, int32_t n_in, const struct moge_qr
     return acc;
 }
 
-static void panel_q8_0(const void *panel, int32_t n_in, const struct moge_qrow *rows,
-                       int32_t n_rows, float *const *out) {
-    for (int32_t r = 0; r < n_rows; r++)
-        for (int j = 0; j < ROWS; j++)
-            out[r][j] = dot_canonical(panel, n_in, &rows[r], j, MOGE_PANEL_Q8_0_BYTES, weight_q8_0);
+static void every_panel(const void *panels, int32_t n_panels, int32_t n_in,
+                        const struct moge_qrow *rows, int32_t n_rows, float *const *out,
+                        size_t bytes, int32_t (*weight)(const uint8_t *quads, int j, int k)) {
+    const uint8_t *panel = panels;
+    for (int32_t p = 0; p < n_panels; p++, panel += (size_t)(n_in / BLOCK) * bytes)
+        for (int32_t r = 0; r < n_rows; r++)
+            for (int j = 0; j < ROWS; j++)
+                out[r][ROWS * p + j] = dot_canonical(panel, n_in, &rows[r], j, bytes, weight);
 }
 
-static void panel_q4_0(const void *panel, int32_t n_in, const struct moge_qrow *rows,
-                       int32_t n_rows, float *const *out) {
-    for (int32_t r = 0; r < n_rows; r++)
-        for (int j = 0; j < ROWS; j++)
-            out[r][j] = dot_canonical(panel, n_in, &rows[r], j, MOGE_PANEL_Q4_0_BYTES, weight_q4_0);
+static void panels_q8_0(const void *at, int32_t n_panels, int32_t n_in,
+                        const struct moge_qrow *rows, int32_t n_rows, float *const *out) {
+    every_panel(at, n_panels, n_in, rows, n_rows, out, MOGE_PANEL_Q8_0_BYTES, weight_q8_0);
+}
+
+static void panels_q4_0(const void *at, int32_t n_panels, int32_t n_in,
+                        const struct moge_qrow *rows, int32_t n_rows, float *const *out) {
+    every_panel(at, n_panels, n_in, rows, n_rows, out, MOGE_PANEL_Q4_0_BYTES, weight_q4_0);
 }
 
 void moge_quant_init_scalar(struct moge_kernels *kernels) {
     kernels->quantize = quantize;
-    kernels->panel_q8_0 = panel_q8_0;
-    kernels->panel_q4_0 = panel_q4_0;
+    kernels->panels_q8_0 = panels_q8_0;
+    kernels->panels_q4_0 = panels_q4_0;
 }

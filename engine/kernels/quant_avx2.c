@@ -54,8 +54,8 @@ INLINE void block_q4_0(const uint8_t *quads, __m256 w_d, const struct moge_qrow 
     }
 }
 
-PANEL(q8_0, MOGE_PANEL_Q8_0_BYTES)
-PANEL(q4_0, MOGE_PANEL_Q4_0_BYTES)
+PANELS(q8_0, MOGE_PANEL_Q8_0_BYTES)
+PANELS(q4_0, MOGE_PANEL_Q4_0_BYTES)
 
 static float largest_magnitude(const float *x) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
@@ -93,6 +93,6 @@ static void quantize(const float *x, int32_t n, int8_t *q, float *d, int32_t *su
 
 void moge_quant_init_avx2(struct moge_kernels *kernels) {
     kernels->quantize = quantize;
-    kernels->panel_q8_0 = panel_q8_0;
-    kernels->panel_q4_0 = panel_q4_0;
+    kernels->panels_q8_0 = panels_q8_0;
+    kernels->panels_q4_0 = panels_q4_0;
 }

@@ -7,6 +7,7 @@
 #ifndef MOGE_QUANT_TILES_H
 #define MOGE_QUANT_TILES_H
 
+#include <stdbool.h>
 #include "engine/kernels/kernels.h"
 
 #ifdef MOGE_QUANT_TILE
@@ -45,8 +46,18 @@ INLINE int32_t lesser(int32_t a, int32_t b) {
     return a < b ? a : b;
 }
 
-INLINE void tile(const uint8_t *panel, int32_t n_blocks, const struct moge_qrow *rows,
-                 float *const *out, const size_t quad_bytes, block_fn *block, const int n) {
+/* Asks for the next panel while this one's last tile computes: what is left of the panel stands in
+ * the nearest cache by then, and the way from memory is free. */
+INLINE void prefetch_block(const uint8_t *ahead, const size_t bytes) {
+    for (size_t at = 0; at < bytes; at += 64)
+        _mm_prefetch((const char *)ahead + at, _MM_HINT_T0);
+}
+
+/* ahead: the next panel, or NULL. */
+INLINE void tile(const uint8_t *panel, const uint8_t *ahead, int32_t n_blocks,
+                 const struct moge_qrow *rows, float *const *out, size_t at,
+                 const size_t block_bytes, block_fn *block, const int n) {
+    const size_t quad_bytes = block_bytes - SCALE_BYTES;
     __m256 acc[MOGE_QUANT_TILE];
     EACH_ROW
     acc[r] = _mm256_setzero_ps();
@@ -56,12 +67,14 @@ INLINE void tile(const uint8_t *panel, int32_t n_blocks, const struct moge_qrow 
         for (int32_t i = 0; i < in_group; i++, quads += quad_bytes) {
             const uint8_t *scales = panel + (size_t)i * SCALE_BYTES;
             __m256 w_d = _mm256_cvtph_ps(_mm_load_si128((const __m128i *)scales));
+            if (ahead)
+                prefetch_block(ahead + (size_t)(first + i) * block_bytes, block_bytes);
             block(quads, w_d, rows, first + i, acc, n);
         }
         panel = quads;
     }
     EACH_ROW
-    _mm256_storeu_ps(out[r], acc[r]);
+    _mm256_storeu_ps(out[r] + at, acc[r]);
 }
 
 /* Rows of the next tile: full ones, but the last two share evenly what is left. */
@@ -71,31 +84,36 @@ INLINE int32_t tile_rows(int32_t left) {
     return left >= 2 * MOGE_QUANT_TILE ? MOGE_QUANT_TILE : (left + 1) / 2;
 }
 
-#define TILE_CASE(rows_in_tile, type, bytes)                                                       \
+#define TILE_CASE(rows_in_tile, type, block_bytes)                                                 \
     case rows_in_tile:                                                                             \
         if (rows_in_tile <= MOGE_QUANT_TILE)                                                       \
-            tile(at, n_in / BLOCK, rows + r, out + r, (bytes)-SCALE_BYTES, block_##type,           \
+            tile(at, ahead, n_in / BLOCK, rows + r, out + r, o, block_bytes, block_##type,         \
                  lesser(rows_in_tile, MOGE_QUANT_TILE));                                           \
         break;
 
-/* Defines panel_<type>. */
-#define PANEL(type, bytes)                                                                         \
-    static void panel_##type(const void *panel, int32_t n_in, const struct moge_qrow *rows,        \
-                             int32_t n_rows, float *const *out) {                                  \
-        const uint8_t *at = panel;                                                                 \
-        for (int32_t r = 0, n; r < n_rows; r += n) {                                               \
-            n = tile_rows(n_rows - r);                                                             \
-            switch (n) {                                                                           \
-                TILE_CASE(1, type, bytes)                                                          \
-                TILE_CASE(2, type, bytes)                                                          \
-                TILE_CASE(3, type, bytes)                                                          \
-                TILE_CASE(4, type, bytes)                                                          \
-                TILE_CASE(5, type, bytes)                                                          \
-                TILE_CASE(6, type, bytes)                                                          \
-                TILE_CASE(7, type, bytes)                                                          \
-                TILE_CASE(8, type, bytes)                                                          \
+/* Defines panels_<type>.  Where one tile takes all rows, the processor's own prefetching of one
+ * long stream was faster than ours. */
+#define PANELS(type, block_bytes)                                                                  \
+    static void panels_##type(const void *panels, int32_t n_panels, int32_t n_in,                  \
+                              const struct moge_qrow *rows, int32_t n_rows, float *const *out) {   \
+        const size_t bytes = (size_t)(n_in / BLOCK) * (block_bytes);                               \
+        const uint8_t *at = panels, *end = at + (size_t)n_panels * bytes;                          \
+        for (size_t o = 0; at < end; at += bytes, o += MOGE_PANEL_ROWS)                            \
+            for (int32_t r = 0, n; r < n_rows; r += n) {                                           \
+                n = tile_rows(n_rows - r);                                                         \
+                bool last = r > 0 && r + n == n_rows && at + bytes < end;                          \
+                const uint8_t *ahead = last ? at + bytes : NULL;                                   \
+                switch (n) {                                                                       \
+                    TILE_CASE(1, type, block_bytes)                                                \
+                    TILE_CASE(2, type, block_bytes)                                                \
+                    TILE_CASE(3, type, block_bytes)                                                \
+                    TILE_CASE(4, type, block_bytes)                                                \
+                    TILE_CASE(5, type, block_bytes)                                                \
+                    TILE_CASE(6, type, block_bytes)                                                \
+                    TILE_CASE(7, type, block_bytes)                                                \
+                    TILE_CASE(8, type, block_bytes)                                                \
+                }                                                                                  \
             }                                                                                      \
-        }                                                                                          \
     }
 
 #endif

@@ -48,10 +48,10 @@ INLINE void block_q4_0(const uint8_t *quads, __m256 w_d, const struct moge_qrow 
     }
 }
 
-PANEL(q8_0, MOGE_PANEL_Q8_0_BYTES)
-PANEL(q4_0, MOGE_PANEL_Q4_0_BYTES)
+PANELS(q8_0, MOGE_PANEL_Q8_0_BYTES)
+PANELS(q4_0, MOGE_PANEL_Q4_0_BYTES)
 
 void moge_quant_init_vnni(struct moge_kernels *kernels) {
-    kernels->panel_q8_0 = panel_q8_0;
-    kernels->panel_q4_0 = panel_q4_0;
+    kernels->panels_q8_0 = panels_q8_0;
+    kernels->panels_q4_0 = panels_q4_0;
 }

@@ -5,6 +5,7 @@
 #ifndef MOGE_TESTS_BENCH_H
 #define MOGE_TESTS_BENCH_H
 
+#include <sys/mman.h>
 #include <time.h>
 #include "engine/kernels/peak.h"
 #include "tests/kernels/panels.h"
@@ -43,9 +44,9 @@ static double bench_peak(int64_t (*macs)(int64_t n)) {
     return (double)done / seconds * 1e-9;
 }
 
-enum { BENCH_IN = 2048, BENCH_ROWS = 32 };
+enum { BENCH_IN = 2048, BENCH_ROWS = 32, BENCH_PANELS = 64 };
 
-/* One panel in cache, or a walk over far more panels than any cache holds. */
+/* A few panels in cache, or a walk over far more than any cache holds, BENCH_PANELS a call. */
 static void bench_panels(const struct moge_kernels *k, enum moge_type type, size_t n_panels) {
     struct moge_peak probes;
     moge_peak_fill(&probes, (enum moge_isa)(k - levels));
@@ -53,7 +54,8 @@ static void bench_panels(const struct moge_kernels *k, enum moge_type type, size
     size_t bytes =
         BENCH_IN / 32 *
         (type == MOGE_TYPE_Q8_0 ? (size_t)MOGE_PANEL_Q8_0_BYTES : (size_t)MOGE_PANEL_Q4_0_BYTES);
-    uint8_t *panels = aligned_alloc(64, bytes * n_panels);
+    uint8_t *panels = aligned_alloc(2 << 20, (bytes * n_panels + (2 << 20) - 1) >> 21 << 21);
+    madvise(panels, bytes * n_panels, MADV_HUGEPAGE); /* as models are loaded */
     int8_t *q = malloc((size_t)BENCH_ROWS * BENCH_IN);
     float *d = malloc(sizeof(float) * BENCH_ROWS * BENCH_IN / 32);
     int32_t *sum = calloc((size_t)BENCH_ROWS * BENCH_IN / 32, sizeof *sum);
@@ -63,7 +65,8 @@ static void bench_panels(const struct moge_kernels *k, enum moge_type type, size
     for (int i = 0; i < BENCH_ROWS * BENCH_IN / 32; i++)
         d[i] = 0.01f;
     struct moge_qrow rows[BENCH_ROWS];
-    float values[BENCH_ROWS][8], *out[BENCH_ROWS];
+    static float values[BENCH_ROWS][8 * BENCH_PANELS];
+    float *out[BENCH_ROWS];
     for (int r = 0; r < BENCH_ROWS; r++) {
         rows[r] = (struct moge_qrow){q + (size_t)r * BENCH_IN, d + r * (BENCH_IN / 32),
                                      sum + r * (BENCH_IN / 32)};
@@ -72,16 +75,17 @@ static void bench_panels(const struct moge_kernels *k, enum moge_type type, size
     const int counts[] = {1, 2, 3, 4, 5, 6, 8, 16, 32};
     for (size_t i = 0; i < sizeof counts / sizeof *counts; i++) {
         double seconds;
-        size_t at = 0;
+        size_t at = 0, each = n_panels < BENCH_PANELS ? n_panels : BENCH_PANELS;
         BENCH(seconds, {
-            (type == MOGE_TYPE_Q8_0 ? k->panel_q8_0 : k->panel_q4_0)(panels + at * bytes, BENCH_IN,
-                                                                     rows, counts[i], out);
-            at = at + 1 < n_panels ? at + 1 : 0;
+            (type == MOGE_TYPE_Q8_0 ? k->panels_q8_0 : k->panels_q4_0)(
+                panels + at * bytes, (int32_t)each, BENCH_IN, rows, counts[i], out);
+            at = at + each < n_panels ? at + each : 0;
         });
-        double gmac_s = 8.0 * BENCH_IN * counts[i] / seconds * 1e-9;
-        printf("%-7s panel_%s %-6s rows %2d  %6.1f GB/s  %6.1f GMAC/s  %3.0f%% of peak\n", k->isa,
-               type == MOGE_TYPE_Q8_0 ? "q8_0" : "q4_0", n_panels == 1 ? "cache" : "memory",
-               counts[i], (double)bytes / seconds * 1e-9, gmac_s, 100 * gmac_s / peak);
+        double gmac_s = 8.0 * (double)each * BENCH_IN * counts[i] / seconds * 1e-9;
+        printf("%-7s panels_%s %-6s rows %2d  %6.1f GB/s  %6.1f GMAC/s  %3.0f%% of peak\n", k->isa,
+               type == MOGE_TYPE_Q8_0 ? "q8_0" : "q4_0",
+               n_panels < BENCH_PANELS ? "cache" : "memory", counts[i],
+               (double)(bytes * each) / seconds * 1e-9, gmac_s, 100 * gmac_s / peak);
     }
     free(panels), free(q), free(d), free(sum);
 }
@@ -129,7 +133,7 @@ static void bench_vec(const struct moge_kernels *k) {
 
 static int bench(void) {
     for (const struct moge_kernels *k = levels; k < levels + n_levels; k++) {
-        if (k->panel_q8_0 != (k > levels ? k[-1].panel_q8_0 : NULL))
+        if (k->panels_q8_0 != (k > levels ? k[-1].panels_q8_0 : NULL))
             for (int type = 0; type < 2; type++) {
                 bench_panels(k, panel_types[type], 1);
                 if (k > levels)

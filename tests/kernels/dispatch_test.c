@@ -53,14 +53,14 @@ static void off_quantize(const float *x, int32_t n, int8_t *q, float *d, int32_t
     right->quantize(x, n, q, d, sum);
     sum[n / 32 - 1]++;
 }
-static void off_panel_q8_0(const void *panel, int32_t n_in, const struct moge_qrow *rows,
-                           int32_t n_rows, float *const *out) {
-    right->panel_q8_0(panel, n_in, rows, n_rows, out);
+static void off_panels_q8_0(const void *panels, int32_t n_panels, int32_t n_in,
+                            const struct moge_qrow *rows, int32_t n_rows, float *const *out) {
+    right->panels_q8_0(panels, n_panels, n_in, rows, n_rows, out);
     out[n_rows - 1][7] = -out[n_rows - 1][7];
 }
-static void off_panel_q4_0(const void *panel, int32_t n_in, const struct moge_qrow *rows,
-                           int32_t n_rows, float *const *out) {
-    right->panel_q4_0(panel, n_in, rows, n_rows - 1, out);
+static void off_panels_q4_0(const void *panels, int32_t n_panels, int32_t n_in,
+                            const struct moge_qrow *rows, int32_t n_rows, float *const *out) {
+    right->panels_q4_0(panels, n_panels, n_in, rows, n_rows - 1, out);
 }
 static void off_axpy(float *y, float a, const float *x, int32_t n) {
     for (int32_t i = 0; i < n; i++) /* rounds twice */
@@ -90,8 +90,8 @@ static void the_self_test_names_a_broken_slot(void **state) {
         assert_string_equal(moge_kernels_self_test(&broken), #slot);                               \
     } while (0)
     BREAK(quantize);
-    BREAK(panel_q8_0);
-    BREAK(panel_q4_0);
+    BREAK(panels_q8_0);
+    BREAK(panels_q4_0);
     BREAK(axpy);
     BREAK(add);
     BREAK(dot);

@@ -209,11 +209,11 @@ static void quantize_is_right(void **state) {
 
 static struct panel_case panel_case;
 
-typedef void panel_fn(const void *panel, int32_t n_in, const struct moge_qrow *rows, int32_t n_rows,
-                      float *const *out);
+typedef void panels_fn(const void *panels, int32_t n_panels, int32_t n_in,
+                       const struct moge_qrow *rows, int32_t n_rows, float *const *out);
 
-static panel_fn *panel_slot(const struct moge_kernels *k, enum moge_type type) {
-    return type == MOGE_TYPE_Q8_0 ? k->panel_q8_0 : k->panel_q4_0;
+static panels_fn *panels_slot(const struct moge_kernels *k, enum moge_type type) {
+    return type == MOGE_TYPE_Q8_0 ? k->panels_q8_0 : k->panels_q4_0;
 }
 
 static void panels_are_right(void **state) {
@@ -224,9 +224,10 @@ static void panels_are_right(void **state) {
         for (int filling = 0; filling < PANEL_FILLINGS; filling++)
             for (int32_t n_blocks = 1; n_blocks <= PANEL_BLOCKS_MAX; n_blocks++) {
                 panel_case_fill(c, &rng, panel_types[type], n_blocks, (enum panel_filling)filling);
-                panel_slot(SCALAR, c->type)(c->panel, c->n_in, c->rows, PANEL_ROWS_MAX, c->out);
+                panels_slot(SCALAR, c->type)(c->panels, c->n_panels, c->n_in, c->rows,
+                                             PANEL_ROWS_MAX, c->out);
                 for (int r = 0; r < PANEL_ROWS_MAX; r++)
-                    for (int j = 0; j < 8; j++) {
+                    for (int j = 0; j < 8 * c->n_panels; j++) {
                         double magnitude, exact = panel_case_dot(c, r, j, &magnitude);
                         if (fabs(exact - (double)c->out[r][j]) > 1e-6 * magnitude + 1e-44)
                             fail_msg("%d blocks: row %d output %d is %.9g, not %.9g", n_blocks, r,
@@ -240,21 +241,22 @@ static void panels_are_the_same_in_every_tile(void **state) {
     (void)state;
     struct test_rng rng = test_rng_init(7);
     struct panel_case *c = &panel_case;
-    static float expected[PANEL_ROWS_MAX][8];
+    static float expected[PANEL_ROWS_MAX][8 * PANELS_MAX];
     for (int type = 0; type < 2; type++)
         for (int filling = 0; filling < PANEL_FILLINGS; filling++)
             for (int32_t n_blocks = 1; n_blocks <= PANEL_BLOCKS_MAX; n_blocks++) {
                 panel_case_fill(c, &rng, panel_types[type], n_blocks, (enum panel_filling)filling);
+                memset(expected, 0x7f, sizeof expected); /* as what must stay untouched */
                 for (int r = 0; r < PANEL_ROWS_MAX; r++)
-                    panel_slot(SCALAR, c->type)(c->panel, c->n_in, c->rows + r, 1,
-                                                (float *[]){expected[r]});
+                    panels_slot(SCALAR, c->type)(c->panels, c->n_panels, c->n_in, c->rows + r, 1,
+                                                 (float *[]){expected[r]});
                 for (const struct moge_kernels *k = levels; k < levels + n_levels; k++)
                     for (int n = 1; n <= PANEL_ROWS_MAX; n++) {
                         int first = test_below(&rng, PANEL_ROWS_MAX - n + 1);
                         memset(c->values, 0x7f, sizeof c->values);
-                        panel_slot(k, c->type)(c->panel, c->n_in, c->rows + first, n,
-                                               c->out + first);
-                        assert_same(type ? "panel_q4_0" : "panel_q8_0", k, n, expected[first],
+                        panels_slot(k, c->type)(c->panels, c->n_panels, c->n_in, c->rows + first, n,
+                                                c->out + first);
+                        assert_same(type ? "panels_q4_0" : "panels_q8_0", k, n, expected[first],
                                     c->out[first], (size_t)n * sizeof expected[0]);
                     }
             }

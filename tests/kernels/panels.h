@@ -9,7 +9,7 @@
 #include "moge/quant.h"
 #include "tests/test.h"
 
-enum { PANEL_ROWS_MAX = 40, PANEL_BLOCKS_MAX = 9 };
+enum { PANEL_ROWS_MAX = 40, PANEL_BLOCKS_MAX = 9, PANELS_MAX = 7 };
 
 static const enum moge_type panel_types[2] = {MOGE_TYPE_Q8_0, MOGE_TYPE_Q4_0};
 
@@ -23,34 +23,42 @@ enum panel_filling {
 struct panel_case {
     enum moge_type type;
     int32_t n_in, n_blocks;
-    int32_t w[8][PANEL_BLOCKS_MAX * 32];
-    uint16_t w_d[8][PANEL_BLOCKS_MAX];
+    int32_t n_panels;
+    int32_t w[8 * PANELS_MAX][PANEL_BLOCKS_MAX * 32];
+    uint16_t w_d[8 * PANELS_MAX][PANEL_BLOCKS_MAX];
     int8_t q[PANEL_ROWS_MAX][PANEL_BLOCKS_MAX * 32];
     float d[PANEL_ROWS_MAX][PANEL_BLOCKS_MAX];
     int32_t sum[PANEL_ROWS_MAX][PANEL_BLOCKS_MAX];
     struct moge_qrow rows[PANEL_ROWS_MAX];
-    float values[PANEL_ROWS_MAX][8];
+    float values[PANEL_ROWS_MAX][8 * PANELS_MAX];
     float *out[PANEL_ROWS_MAX];
-    _Alignas(64) uint8_t panel[PANEL_BLOCKS_MAX * MOGE_PANEL_Q8_0_BYTES];
+    _Alignas(64) uint8_t panels[PANELS_MAX * PANEL_BLOCKS_MAX * MOGE_PANEL_Q8_0_BYTES];
 };
 
-static inline void panel_case_pack(struct panel_case *c) {
-    uint8_t *at = c->panel;
+/* Writes the panel of rows 8 * p .. 8 * p + 7; returns where the next begins. */
+static inline uint8_t *panel_pack(const struct panel_case *c, int p, uint8_t *at) {
     for (int first = 0; first < c->n_blocks; first += 4) {
         int last = first + 4 < c->n_blocks ? first + 4 : c->n_blocks;
         for (int b = first; b < last; b++)
             for (int j = 0; j < 8; j++, at += 2)
-                memcpy(at, &c->w_d[j][b], 2);
+                memcpy(at, &c->w_d[8 * p + j][b], 2);
         for (int b = first; b < last; b++)
             for (int quad = 0; quad < (c->type == MOGE_TYPE_Q8_0 ? 8 : 4); quad++)
                 for (int j = 0; j < 8; j++)
                     for (int i = 0; i < 4; i++) {
-                        const int32_t *w = &c->w[j][32 * b + 4 * quad + i];
+                        const int32_t *w = &c->w[8 * p + j][32 * b + 4 * quad + i];
                         int32_t byte =
                             c->type == MOGE_TYPE_Q8_0 ? w[0] : (w[0] + 8) | (w[16] + 8) << 4;
                         *at++ = (uint8_t)(byte & 255);
                     }
     }
+    return at;
+}
+
+static inline void panel_case_pack(struct panel_case *c) {
+    uint8_t *at = c->panels;
+    for (int p = 0; p < c->n_panels; p++)
+        at = panel_pack(c, p, at);
 }
 
 static inline int32_t panel_weight(struct test_rng *rng, enum moge_type type, int largest) {
@@ -70,7 +78,8 @@ static inline void panel_case_fill(struct panel_case *c, struct test_rng *rng, e
     c->type = type;
     c->n_blocks = n_blocks;
     c->n_in = 32 * n_blocks;
-    for (int j = 0; j < 8; j++) {
+    c->n_panels = 1 + test_below(rng, PANELS_MAX);
+    for (int j = 0; j < 8 * c->n_panels; j++) {
         for (int i = 0; i < c->n_in; i++)
             c->w[j][i] = one_sign ? (type == MOGE_TYPE_Q8_0 ? -128 : (j & 1 ? 7 : -8))
                                   : panel_weight(rng, type, largest);
