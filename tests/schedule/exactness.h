@@ -12,6 +12,7 @@
 #include "moge/draft.h"
 #include "moge/engine.h"
 #include "moge/sample.h"
+#include "server/schedule/sched_state.h"
 
 /* What a run may be made to do wrong, to prove that the suite would notice. */
 enum mutation {
@@ -21,6 +22,7 @@ enum mutation {
 };
 static enum mutation mutation;
 static uint64_t n_mutated;
+static int32_t n_preempted_here, n_steps_run;
 
 static int forward_hooked(struct moge_engine *engine, struct moge_batch *batch) {
     int rc = moge_engine_forward(engine, batch);
@@ -107,7 +109,9 @@ struct config {
     enum moge_spec_mode mode;
     int32_t len;
     int32_t n_concurrent, prefill_chunk, n_threads, step_rows, n_pages;
-    bool cancels; /* a third of the requests is cancelled somewhere */
+    bool cancels;       /* a third of the requests is cancelled somewhere */
+    int32_t n_specs;    /* the first so many only; 0: all */
+    int32_t preempt_at; /* somebody loses its pages before that step; 0: never */
     uint64_t seed;
 };
 
@@ -347,6 +351,22 @@ static int32_t read_all(struct world *world) {
     return n;
 }
 
+/* One of the running, in turns, gives its pages back. */
+static void preempt_one(struct world *world, int32_t turn) {
+    struct moge_req *req = world->sched->running.first;
+    if (!req)
+        return;
+    for (int32_t i = turn % world->sched->running.n; i > 0; i--)
+        req = req->next;
+    moge_sched_preempt(world->sched, req);
+    moge_sched_check(world->sched);
+    n_preempted_here++;
+}
+
+static int32_t n_specs_of(const struct config *config) {
+    return config->n_specs > 0 ? config->n_specs : N_SPECS;
+}
+
 /* Runs every spec once, in random order, at most n_concurrent at a time. */
 static void run_all(const struct models *models, const struct spec *specs,
                     const struct config *config, const struct outcome *truth,
@@ -356,24 +376,28 @@ static void run_all(const struct models *models, const struct spec *specs,
     memset(outcomes, 0, N_SPECS * sizeof *outcomes);
     world_init(world, models, specs, config, truth, outcomes);
     int32_t order[N_SPECS], n_submitted = 0, n_running = 0, n_steps = 0;
-    for (int32_t i = 0; i < N_SPECS; i++) {
+    int32_t n_specs = n_specs_of(config);
+    for (int32_t i = 0; i < n_specs; i++) {
         int32_t j = test_below(&world->rng, i + 1);
         order[i] = order[j];
         order[j] = i;
         world->cancel_at[i] = config->cancels && i % 3 == 0 ? test_below(&world->rng, 20) : -1;
     }
-    while (n_submitted < N_SPECS || n_running > 0) {
-        while (n_submitted < N_SPECS && n_running < config->n_concurrent &&
+    while (n_submitted < n_specs || n_running > 0) {
+        while (n_submitted < n_specs && n_running < config->n_concurrent &&
                (n_running == 0 || test_below(&world->rng, 3) > 0)) {
             submit(world, order[n_submitted++]);
             n_running++;
         }
+        if (config->preempt_at > 0 && n_steps + 1 == config->preempt_at)
+            preempt_one(world, n_steps);
         assert_int_equal(moge_step_run(&world->step), 0);
         if (n_steps % 8 == 0)
             moge_sched_check(world->sched);
         n_running = read_all(world);
         assert_true(++n_steps < 200000);
     }
+    n_steps_run = n_steps;
     world_fini(world);
     free(world);
 }

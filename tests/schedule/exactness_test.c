@@ -164,7 +164,7 @@ static void describe(const struct models *models, const struct config *config, i
 static int32_t differences(const struct models *models, const struct config *config, bool tell) {
     run_all(models, specs, config, truth, outcomes);
     int32_t n = 0;
-    for (int32_t i = 0; i < N_SPECS; i++) {
+    for (int32_t i = 0; i < n_specs_of(config); i++) {
         int32_t at = first_difference(&truth[i], &outcomes[i]);
         n_tokens_compared += outcomes[i].n_out;
         n_offered += outcomes[i].n_offered;
@@ -300,6 +300,40 @@ static void embedded_pair(void **state) {
     models_close(&models);
 }
 
+/* ---- preemption at every step ---- */
+
+/* A few requests together, as often as they take steps: each time somebody loses its pages before
+ * another step, while its prompt is computed, between tokens, or behind accepted guesses. */
+static void preemption_at_every_step(void **state) {
+    (void)state;
+    struct models models;
+    models_open(&models, "tiny q8_0", TINY("target"), TINY("draft"), MOGE_WEIGHTS_Q8_0);
+    assert_true(specs_make(&models, 5) >= 3);
+    static const enum drafter_kind drafters[] = {DRAFTER_NONE, DRAFTER_MODEL, DRAFTER_ORACLE};
+    int32_t n_runs = 0;
+    n_preempted_here = 0;
+    for (int32_t d = 0; d < 3; d++) {
+        struct config config = alone();
+        config.drafter = drafters[d];
+        config.mode = d == 0 ? MOGE_SPEC_OFF : MOGE_SPEC_FIXED;
+        config.len = 4;
+        config.n_concurrent = 3;
+        config.prefill_chunk = 16;
+        config.n_pages = 8 * moge_kv_pages_for(N_CONTEXT);
+        config.n_specs = 6;
+        config.seed = 3;
+        do {
+            config.preempt_at += SHARE;
+            if (differences(&models, &config, true) > 0)
+                fail_msg("output differs after a preemption before step %d", config.preempt_at);
+            n_runs++;
+        } while (config.preempt_at < n_steps_run);
+    }
+    print_message("%d runs, %d preemptions\n", n_runs, n_preempted_here);
+    assert_true(n_preempted_here > n_runs / 2);
+    models_close(&models);
+}
+
 /* ---- the suite can fail ---- */
 
 static void a_wrong_bit_or_pick_is_noticed(void **state) {
@@ -327,6 +361,7 @@ static void a_wrong_bit_or_pick_is_noticed(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(tiny_pair_in_q8_0), cmocka_unit_test(tiny_pair_as_stored),
-        cmocka_unit_test(embedded_pair), cmocka_unit_test(a_wrong_bit_or_pick_is_noticed)};
+        cmocka_unit_test(embedded_pair), cmocka_unit_test(preemption_at_every_step),
+        cmocka_unit_test(a_wrong_bit_or_pick_is_noticed)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

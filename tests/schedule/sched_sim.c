@@ -9,6 +9,8 @@
 #include "tests/test.h"
 
 #include <stdbool.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "engine/kv.c"
 #include "engine/kv_prefix.c"
@@ -477,16 +479,43 @@ static void too_small_a_cache_is_refused(void **state) {
     moge_kv_free(kv);
 }
 
+/* The long mode's seeds in as many processes as there are processors; each is a run of its own. */
+static int slices_run(void) {
+    enum { N_LONG = 100000, SLICES_MAX = 64 };
+    long n_slices = sysconf(_SC_NPROCESSORS_ONLN);
+    n_slices = n_slices < 1 ? 1 : n_slices > SLICES_MAX ? SLICES_MAX : n_slices;
+    pid_t slices[SLICES_MAX];
+    int failed = 0;
+    n_seeds = N_LONG / (uint64_t)n_slices + 1;
+    for (long i = 0; i < n_slices; i++) {
+        slices[i] = fork();
+        assert_true(slices[i] >= 0);
+        if (slices[i] == 0) {
+            const struct CMUnitTest tests[] = {cmocka_unit_test_teardown(seeded_lives, seed_tell)};
+            first_seed += (uint64_t)i * n_seeds;
+            _exit(cmocka_run_group_tests(tests, NULL, NULL) != 0);
+        }
+    }
+    for (long i = 0; i < n_slices; i++) {
+        int status = 1;
+        failed |= waitpid(slices[i], &status, 0) != slices[i] || status != 0;
+    }
+    return failed;
+}
+
 int main(int argc, char **argv) {
-    if (getenv("MOGE_LONG"))
-        n_seeds = 100000;
+    const char *text = getenv("MOGE_LONG");
     if (argc > 1)
         n_seeds = strtoull(argv[1], NULL, 10);
     if (argc > 2)
         first_seed = strtoull(argv[2], NULL, 10);
+    if (argc == 1 && text && atoi(text) > 0 && slices_run())
+        return 1;
     const struct CMUnitTest tests[] = {cmocka_unit_test_teardown(seeded_lives, seed_tell),
                                        cmocka_unit_test(failed_forward_is_told_and_survived),
                                        cmocka_unit_test(abort_ends_waiting_and_running),
                                        cmocka_unit_test(too_small_a_cache_is_refused)};
+    if (argc == 1)
+        n_seeds = 2000;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
