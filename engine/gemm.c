@@ -175,6 +175,7 @@ static void chunk_panels(const struct product *p, int32_t first, int32_t n) {
     float *out[ROWS_CHUNK];
     int32_t n_panels = (p->out_end - p->out_begin) / MOGE_PANEL_ROWS;
     int32_t cut = p->out_begin + n_panels * MOGE_PANEL_ROWS;
+    MOGE_ASSERT(n >= 1 && n <= ROWS_CHUNK);
     for (int32_t i = 0; i < n; i++) {
         size_t row = act_row(p, first + i), block = row * (size_t)(w->n_in / MOGE_QBLOCK);
         rows[i] =
