@@ -59,7 +59,11 @@ static uint64_t read_streams(const void *data, size_t n) {
     }
     for (int s = 1; s < MOGE_PEAK_STREAMS; s++)
         sums[0] = _mm512_add_epi64(sums[0], sums[s]);
-    return (uint64_t)_mm512_reduce_add_epi64(sums[0]);
+    uint64_t words[8], sum = 0; /* the header's own reduction adds signed numbers */
+    _mm512_storeu_si512(words, sums[0]);
+    for (int i = 0; i < 8; i++)
+        sum += words[i];
+    return sum;
 }
 
 void moge_peak_init_avx512(struct moge_peak *peak) {
