@@ -82,6 +82,10 @@ const struct moge_kernels *moge_kernels(void) {
     return &tables[(int)detected < max ? (int)detected : max];
 }
 
+enum moge_isa moge_kernels_level(void) {
+    return (enum moge_isa)(moge_kernels() - tables);
+}
+
 void moge_kernels_set_max(enum moge_isa isa) {
     atomic_store_explicit(&isa_max, (int)isa, memory_order_relaxed);
 }

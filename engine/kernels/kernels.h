@@ -29,6 +29,8 @@ struct moge_qrow {
 #define MOGE_PANEL_Q8_0_BYTES 272 /* of one block of 32 of all 8 rows */
 #define MOGE_PANEL_Q4_0_BYTES 144
 
+enum moge_isa { MOGE_ISA_SCALAR, MOGE_ISA_AVX2, MOGE_ISA_AVX512, MOGE_ISA_VNNI, MOGE_ISA_COUNT };
+
 struct moge_kernels {
     const char *isa; /* "scalar", "avx2", "avx512", "vnni" */
 
@@ -92,8 +94,6 @@ struct moge_kernels {
                         int32_t n_tok, int32_t head_dim, float *out);
 };
 
-enum moge_isa { MOGE_ISA_SCALAR, MOGE_ISA_AVX2, MOGE_ISA_AVX512, MOGE_ISA_VNNI, MOGE_ISA_COUNT };
-
 /* The best level this CPU (and operating system, by XCR0) runs. */
 enum moge_isa moge_isa_detect(void);
 
@@ -102,6 +102,9 @@ void moge_kernels_fill(struct moge_kernels *kernels, enum moge_isa isa);
 
 /* The process-wide table: level = min(detected, maximum set).  Any thread. */
 const struct moge_kernels *moge_kernels(void);
+
+/* That level.  Any thread. */
+enum moge_isa moge_kernels_level(void);
 
 /* Lowers the level for moge_kernels(); call before any engine exists (configuration `isa`, tests).
  */

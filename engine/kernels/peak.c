@@ -47,8 +47,7 @@ static uint64_t read_words(const void *data, size_t n) {
 }
 
 void moge_peak_fill(struct moge_peak *peak, enum moge_isa isa) {
-    static const char *const names[MOGE_ISA_COUNT] = {"scalar", "avx2", "avx512", "vnni"};
-    *peak = (struct moge_peak){names[isa], macs_i8, macs_i8, macs_f32, read_words};
+    *peak = (struct moge_peak){macs_i8, macs_i8, macs_f32, read_words};
     if (isa < MOGE_ISA_AVX2)
         return;
     moge_peak_init_avx2(peak);

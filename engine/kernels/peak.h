@@ -10,7 +10,6 @@
 #include "engine/kernels/kernels.h"
 
 struct moge_peak {
-    const char *isa;
     /* Each runs its loop n times and returns how many multiply-adds that was. */
     int64_t (*macs_i8)(int64_t n); /* bytes by bytes into 32-bit sums: what Q8_0 is made of */
     int64_t (*macs_i4)(int64_t n); /* the same into 16-bit sums, enough for 4-bit weights */
