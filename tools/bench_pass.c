@@ -4,13 +4,11 @@
 #include "tools/bench_engine.h"
 
 #include <stdlib.h>
-#include <string.h>
-#include <time.h>
+
+#include "tools/clock.h"
 
 static double now_ms(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec / 1e6;
+    return moge_clock_s() * 1e3;
 }
 
 static int32_t max_i32(int32_t a, int32_t b) {
@@ -22,22 +20,26 @@ static int32_t token_random(struct moge_bench *bench) {
     return (int32_t)((bench->rng >> 33) % (uint64_t)moge_model_info(bench->model)->n_vocab);
 }
 
-static void batch_fill(struct moge_bench *bench, const struct moge_bench_work *work) {
-    int32_t pages_each = moge_kv_pages_for(bench->n_context);
-    bench->batch.n_spans = work->n_seqs;
-    for (int32_t i = 0; i < work->n_seqs; i++) {
-        int32_t *tokens = bench->tokens + (size_t)i * (size_t)bench->n_context;
-        for (int32_t j = 0; j < work->n_rows; j++)
-            tokens[work->pos + j] = token_random(bench);
-        bench->batch.spans[i] =
-            (struct moge_span){.tokens = tokens,
-                               .pages = bench->pages + (size_t)i * (size_t)pages_each,
+/* New tokens for the rows of sequence i, and its span. */
+static void span_fill(struct moge_bench *bench, struct moge_span *span, int32_t i,
+                      const struct moge_bench_work *work) {
+    int32_t *tokens = bench->tokens + (size_t)i * (size_t)bench->n_context;
+    for (int32_t j = 0; j < work->n_rows; j++)
+        tokens[work->pos + j] = token_random(bench);
+    *span = (struct moge_span){.tokens = tokens,
+                               .pages = bench->pages +
+                                        (size_t)i * (size_t)moge_kv_pages_for(bench->n_context),
                                .slot = i,
                                .pos = work->pos,
                                .n_rows = work->n_rows,
                                .n_known = work->pos + work->n_rows,
                                .n_logits = work->n_logits};
-    }
+}
+
+static void batch_fill(struct moge_bench *bench, const struct moge_bench_work *work) {
+    bench->batch.n_spans = work->n_seqs;
+    for (int32_t i = 0; i < work->n_seqs; i++)
+        span_fill(bench, &bench->batch.spans[i], i, work);
 }
 
 static int by_size(const void *a, const void *b) {
@@ -135,16 +137,6 @@ int moge_bench_greedy(struct moge_bench *bench, int32_t n_prompt, int32_t n) {
 
 /* ---- setup ---- */
 
-static enum moge_isa level_of(const struct moge_kernels *kernels) {
-    struct moge_kernels level;
-    for (int isa = 0; isa < MOGE_ISA_COUNT; isa++) {
-        moge_kernels_fill(&level, (enum moge_isa)isa);
-        if (strcmp(level.isa, kernels->isa) == 0)
-            return (enum moge_isa)isa;
-    }
-    return MOGE_ISA_SCALAR;
-}
-
 /* Tokens, block tables and spans of as many sequences as a pass may have rows. */
 static int buffers_make(struct moge_bench *bench, struct moge_err *err) {
     int32_t rows_max = 1;
@@ -189,8 +181,7 @@ int moge_bench_setup(struct moge_bench *bench, struct moge_err *err) {
     if (rc == 0)
         rc = moge_engine_new(&bench->engine, bench->model, bench->threads, &options, err);
     if (rc == 0)
-        rc = moge_machine_limits_measure(&bench->limits, bench->threads, level_of(moge_kernels()),
-                                         err);
+        rc = moge_machine_limits_measure(&bench->limits, bench->threads, moge_kernels_level(), err);
     return rc;
 }
 
@@ -198,12 +189,10 @@ int moge_bench_histories(struct moge_bench *bench, int32_t n_seqs) {
     for (int32_t i = 0; i < n_seqs; i++)
         for (int32_t pos = 0; pos < bench->depth; pos += 256) {
             int32_t n = bench->depth - pos < 256 ? bench->depth - pos : 256;
-            struct moge_bench_work work = {.n_seqs = i + 1, .n_rows = n, .pos = pos};
-            batch_fill(bench, &work);
-            bench->batch.spans += i; /* the last of them alone */
+            struct moge_bench_work work = {.n_rows = n, .pos = pos};
+            span_fill(bench, &bench->batch.spans[0], i, &work);
             bench->batch.n_spans = 1;
             int rc = moge_engine_forward(bench->engine, &bench->batch);
-            bench->batch.spans -= i;
             if (rc != 0)
                 return rc;
         }

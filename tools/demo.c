@@ -2,6 +2,7 @@
 /* moge demo: the two promises, seen from a client.  The same prompts are streamed at once with
  * speculation off and auto, in turn and several times, one stream and several; wall time is
  * measured, bytes are compared. */
+#include "tools/clock.h"
 #include "tools/commands.h"
 
 #include <getopt.h>
@@ -10,7 +11,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include "tools/client_generate.h"
 #include "tools/screen.h"
 
@@ -93,12 +93,6 @@ static void interrupt(int signal) {
     atomic_store(&interrupted, true);
 }
 
-static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec / 1e9;
-}
-
 /* ---- one stream, one thread ---- */
 
 static int delta_take(void *arg, const char *text, size_t len, const uint32_t *ids, size_t n_ids,
@@ -171,7 +165,7 @@ static bool round_draw(struct demo *demo, int n_streams, const char *title, doub
         pthread_mutex_unlock(&stream->lock);
         moge_screen_line(&demo->screen, stream->label, shown, n_prompt + n);
     }
-    double elapsed_s = now_s() - begin_s;
+    double elapsed_s = moge_clock_s() - begin_s;
     snprintf(line, sizeof line, "    %s: %d tokens, %.1f s, %.0f tok/s", title, n_tokens, elapsed_s,
              n_tokens / elapsed_s);
     moge_screen_line(&demo->screen, line, "", 0);
@@ -186,7 +180,7 @@ static int round_run(struct demo *demo, int n_streams, int mode, const char *tit
     int n_started = 0, rc = 0;
     for (int i = 0; i < n_streams; i++)
         stream_reset(&demo->streams[i], demo, i, mode);
-    double begin_s = now_s();
+    double begin_s = moge_clock_s();
     while (n_started < n_streams &&
            pthread_create(&threads[n_started], NULL, stream_run, &demo->streams[n_started]) == 0)
         n_started++;
@@ -199,7 +193,7 @@ static int round_run(struct demo *demo, int n_streams, int mode, const char *tit
         nanosleep(&(struct timespec){.tv_nsec = REDRAW_MS * 1000000l}, NULL);
     for (int i = 0; i < n_started; i++)
         pthread_join(threads[i], NULL);
-    *wall_s = now_s() - begin_s;
+    *wall_s = moge_clock_s() - begin_s;
     for (int i = 0; i < n_started && rc == 0; i++)
         if ((rc = demo->streams[i].rc) != 0)
             *err = demo->streams[i].err;

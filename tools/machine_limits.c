@@ -3,9 +3,9 @@
 
 #include <string.h>
 #include <sys/mman.h>
-#include <time.h>
 
 #include "engine/kernels/peak.h"
+#include "tools/clock.h"
 
 #define BUFFER_BYTES ((size_t)256 << 20) /* far more than a share of any cache */
 #define RUNS         8
@@ -19,12 +19,6 @@ struct probe {
     int64_t done[MOGE_THREADS_MAX];  /* multiply-adds or bytes, by thread */
     uint64_t seen[MOGE_THREADS_MAX]; /* what reading found, so that it is not left out */
 };
-
-static double seconds_now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
-}
 
 /* The part of the buffer that belongs to one thread. */
 static char *part_of(const struct probe *probe, int i_thread, int n_threads, size_t *n) {
@@ -54,9 +48,9 @@ static void probe_run(void *arg, int i_thread, int n_threads) {
 
 /* Units a nanosecond of the whole pool, in one run. */
 static double rate(struct probe *probe, struct moge_threads *threads, double *seconds) {
-    double start = seconds_now();
+    double start = moge_clock_s();
     moge_threads_run(threads, probe_run, probe);
-    *seconds = seconds_now() - start;
+    *seconds = moge_clock_s() - start;
     double done = 0;
     for (int i = 0; i < moge_threads_count(threads); i++)
         done += (double)probe->done[i];

@@ -1,28 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
+#include "tools/clock.h"
 #include "tools/progress.h"
 
 #include <stdio.h>
-#include <time.h>
 #include <unistd.h>
 
 #define BAR_COLUMNS 40
 
-static int64_t now_ns(void) {
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000000000 + ts.tv_nsec;
-}
-
 struct moge_progress moge_progress_init(const char *what) {
-    return (struct moge_progress){
-        .what = what, .live = isatty(STDERR_FILENO) == 1, .begin_ns = now_ns(), .n_shown = -1};
+    return (struct moge_progress){.what = what,
+                                  .live = isatty(STDERR_FILENO) == 1,
+                                  .begin_ns = moge_clock_ns(),
+                                  .n_shown = -1};
 }
 
 void moge_progress_show(void *arg, double done) {
     static const char bar[] = "########################################";
     struct moge_progress *progress = arg;
     int n = (int)(done * (progress->live ? 100 : 10));
-    double seconds = (double)(now_ns() - progress->begin_ns) * 1e-9;
+    double seconds = (double)(moge_clock_ns() - progress->begin_ns) * 1e-9;
     if (n <= progress->n_shown)
         return;
     progress->n_shown = n;
