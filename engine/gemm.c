@@ -167,14 +167,25 @@ static void run_panels(const struct product *p, int32_t o, int32_t n_panels,
         p->kernels->panels_q4_0(panels, n_panels, w->n_in, rows, n, out);
 }
 
+/* Outputs o .. out_end of the last panel, which the matrix cuts. */
+static void cut_panel(const struct product *p, int32_t o, const struct moge_qrow *rows, int32_t n,
+                      float *const *out) {
+    float values[ROWS_CHUNK][MOGE_PANEL_ROWS], *at[ROWS_CHUNK];
+    for (int32_t i = 0; i < n; i++)
+        at[i] = values[i];
+    run_panels(p, o, 1, rows, n, at);
+    for (int32_t i = 0; i < n; i++)
+        memcpy(out[i] + (o - p->out_begin), values[i],
+               (size_t)(p->out_end - o) * sizeof values[0][0]);
+}
+
 /* Rows first .. first + n of the list, n <= ROWS_CHUNK.  Whole panels write where their outputs
- * belong; the last of a matrix may have to be cut. */
+ * belong. */
 static void chunk_panels(const struct product *p, int32_t first, int32_t n) {
     const struct moge_matrix *w = p->weights;
     struct moge_qrow rows[ROWS_CHUNK];
     float *out[ROWS_CHUNK];
-    int32_t n_panels = (p->out_end - p->out_begin) / MOGE_PANEL_ROWS;
-    int32_t cut = p->out_begin + n_panels * MOGE_PANEL_ROWS;
+    int32_t n_out = p->out_end - p->out_begin, n_panels = n_out / MOGE_PANEL_ROWS;
     MOGE_ASSERT(n >= 1 && n <= ROWS_CHUNK);
     for (int32_t i = 0; i < n; i++) {
         size_t row = act_row(p, first + i), block = row * (size_t)(w->n_in / MOGE_QBLOCK);
@@ -184,18 +195,10 @@ static void chunk_panels(const struct product *p, int32_t first, int32_t n) {
     }
     if (n_panels > 0)
         run_panels(p, p->out_begin, n_panels, rows, n, out);
-    float last[ROWS_CHUNK][MOGE_PANEL_ROWS];
-    for (int32_t i = 0; i < n; i++)
-        out[i] = last[i];
-    if (cut < p->out_end)
-        run_panels(p, cut, 1, rows, n, out);
-    for (int32_t i = 0; i < n; i++) {
-        float *at = p->out + (size_t)(first + i) * p->out_stride;
-        if (cut < p->out_end)
-            memcpy(at + cut, last[i], (size_t)(p->out_end - cut) * sizeof *at);
-        if (p->bias)
-            p->kernels->add(at + p->out_begin, p->bias + p->out_begin, p->out_end - p->out_begin);
-    }
+    if (n_out % MOGE_PANEL_ROWS > 0)
+        cut_panel(p, p->out_begin + n_panels * MOGE_PANEL_ROWS, rows, n, out);
+    for (int32_t i = 0; i < n && p->bias; i++)
+        p->kernels->add(out[i], p->bias + p->out_begin, n_out);
 }
 
 /* OpenBLAS's own threads would split sums and fight with the pool. */
