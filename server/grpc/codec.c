@@ -4,7 +4,7 @@
  * protobuf-c keeps unknown fields and a record of every field it scans, so a hostile message can
  * cost thirty times its length.  The allocator below counts and stops that; an honest message stays
  * far under the budget. */
-#include "server/grpc/codec.h"
+#include "server/grpc/codec_message.h"
 
 #include <inttypes.h>
 #include <math.h>
@@ -365,11 +365,8 @@ static int reply_pack(const struct moge_service *service, const ProtobufCMessage
         return moge_fail(err, MOGE_LIMIT,
                          "the reply would have %zu bytes; at most %" PRId64 " are allowed", len,
                          service->max_message_bytes);
-    unsigned char *data = malloc(len ? len : 1);
-    if (!data)
+    if (moge_message_pack(message, out) != 0)
         return moge_fail(err, MOGE_NOMEM, "no memory for a reply of %zu bytes", len);
-    protobuf_c_message_pack(message, data);
-    *out = (struct moge_bytes){data, len};
     return 0;
 }
 

@@ -1,32 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Streamed and fixed replies.  Messages are assembled on the stack around borrowed data and packed
  * once. */
-#include "server/grpc/codec.h"
+#include "server/grpc/codec_message.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #include "grpc/health/v1/health.pb-c.h"
 #include "moge/v1/moge.pb-c.h"
-
-static int pack(const ProtobufCMessage *message, struct moge_bytes *out) {
-    size_t len = protobuf_c_message_get_packed_size(message);
-    unsigned char *data = malloc(len ? len : 1);
-    if (!data)
-        return MOGE_NOMEM;
-    protobuf_c_message_pack(message, data);
-    *out = (struct moge_bytes){data, len};
-    return 0;
-}
-
-/* Strings are bytes to protobuf-c (cmake/proto.cmake says why); packing never writes through. */
-static ProtobufCBinaryData bytes_of(const char *text, size_t len) {
-    return (ProtobufCBinaryData){len, (uint8_t *)(uintptr_t)text};
-}
-
-static ProtobufCBinaryData bytes_of_string(const char *text) {
-    return bytes_of(text, strlen(text));
-}
 
 /* ---- one response of a stream ---- */
 
@@ -74,7 +55,7 @@ static void logprobs_fill(struct logprob_store *store, const struct moge_service
             top->logprob = from->top[j].logprob;
             size_t len;
             const char *piece = moge_tokenizer_piece(service->tokenizer, from->top[j].id, &len);
-            top->piece = bytes_of(piece, len);
+            top->piece = moge_message_bytes(piece, len);
         }
     }
 }
@@ -124,8 +105,8 @@ static void finish_fill(struct finish_store *store, const struct moge_req *req) 
         reason_of((enum moge_finish)atomic_load_explicit(&req->finish, memory_order_acquire));
     if (req->stop_string >= 0) {
         store->finish.matched_case = MOGE__V1__FINISH__MATCHED_MATCHED_STOP;
-        store->finish.matched_stop =
-            bytes_of(req->stop_strings[req->stop_string], req->stop_string_len[req->stop_string]);
+        store->finish.matched_stop = moge_message_bytes(req->stop_strings[req->stop_string],
+                                                        req->stop_string_len[req->stop_string]);
     } else if (req->stop_id >= 0) {
         store->finish.matched_case = MOGE__V1__FINISH__MATCHED_MATCHED_TOKEN_ID;
         store->finish.matched_token_id = (uint32_t)req->stop_id;
@@ -153,7 +134,7 @@ int moge_codec_chunk(const struct moge_service *service, const struct moge_chunk
     struct finish_store finish;
     response.n_token_ids = (size_t)chunk->n_tokens;
     response.token_ids = (uint32_t *)(uintptr_t)chunk->ids;
-    response.text = bytes_of(chunk->text, chunk->text_len);
+    response.text = moge_message_bytes(chunk->text, chunk->text_len);
     if (chunk->n_tokens > 0 && chunk->logprobs[0].n_top >= 0) {
         logprobs = malloc(sizeof *logprobs);
         if (!logprobs)
@@ -166,7 +147,7 @@ int moge_codec_chunk(const struct moge_service *service, const struct moge_chunk
         finish_fill(&finish, finished);
         response.finish = &finish.finish;
     }
-    int rc = pack(&response.base, out);
+    int rc = moge_message_pack(&response.base, out);
     free(logprobs);
     return rc;
 }
@@ -176,9 +157,9 @@ int moge_codec_chunk(const struct moge_service *service, const struct moge_chunk
 static void model_fill(Moge__V1__Model *to, const struct moge_model_info *from,
                        const struct moge_tokenizer *tokenizer) {
     moge__v1__model__init(to);
-    to->name = bytes_of_string(from->name);
-    to->architecture = bytes_of_string(from->architecture);
-    to->weights = bytes_of_string(from->weights);
+    to->name = moge_message_string(from->name);
+    to->architecture = moge_message_string(from->architecture);
+    to->weights = moge_message_string(from->weights);
     to->vocabulary = from->n_vocab;
     to->context = from->n_context;
     to->layers = from->n_layers;
@@ -219,24 +200,24 @@ int moge_codec_model_info(const struct moge_service *service, const void *data, 
         model_fill(&draft, &service->draft, service->tokenizer);
         response.draft = &draft;
     }
-    server.version = bytes_of_string(MOGE_VERSION);
-    server.isa = bytes_of_string(service->isa);
+    server.version = moge_message_string(MOGE_VERSION);
+    server.isa = moge_message_string(service->isa);
     server.threads = service->n_threads;
     server.context = service->n_context;
     server.max_running = service->n_running_max;
     server.kv_tokens = service->kv_tokens;
     server.max_message_bytes = service->max_message_bytes;
-    server.drafter = bytes_of_string(service->drafter);
+    server.drafter = moge_message_string(service->drafter);
     server.speculation = modes[service->spec_mode];
     server.speculation_length = service->spec_mode == MOGE_SPEC_FIXED ? service->spec_len : 0;
     server.draft_len_max = service->draft_len_max;
     response.server = &server;
-    int rc = pack(&response.base, out);
+    int rc = moge_message_pack(&response.base, out);
     return rc ? moge_fail(err, rc, "no memory for a reply") : 0;
 }
 
 int moge_codec_health_reply(enum moge_health status, struct moge_bytes *out) {
     Grpc__Health__V1__HealthCheckResponse response = GRPC__HEALTH__V1__HEALTH_CHECK_RESPONSE__INIT;
     response.status = (Grpc__Health__V1__HealthCheckResponse__ServingStatus)status;
-    return pack(&response.base, out);
+    return moge_message_pack(&response.base, out);
 }

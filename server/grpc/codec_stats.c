@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* GetStats: the snapshot and the counters as a message. */
-#include "server/grpc/codec.h"
+#include "server/grpc/codec_message.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -21,10 +21,6 @@ struct store {
     Moge__V1__Distribution distributions[N_DISTRIBUTIONS], *distribution_at[N_DISTRIBUTIONS];
 };
 
-static ProtobufCBinaryData bytes_of_string(const char *text) {
-    return (ProtobufCBinaryData){strlen(text), (uint8_t *)(uintptr_t)text};
-}
-
 /* Totals stay far below 2^63; packing never writes through. */
 static int64_t *signed_of(const uint64_t *values) {
     return (int64_t *)(uintptr_t)values;
@@ -40,7 +36,7 @@ static void engine_fill(struct store *store) {
     to->step_us = from->step_ns / 1000;
     for (int i = 0; i < MOGE_PHASES; i++) {
         moge__v1__phase__init(&store->phases[i]);
-        store->phases[i].name = bytes_of_string(moge_phase_name((enum moge_phase)i));
+        store->phases[i].name = moge_message_string(moge_phase_name((enum moge_phase)i));
         store->phases[i].total_us = from->phase_ns[i] / 1000;
         store->phase_at[i] = &store->phases[i];
     }
@@ -63,14 +59,14 @@ static void engine_fill(struct store *store) {
 
 static void counter_fill(Moge__V1__Counter *to, const char *name, const _Atomic uint64_t *from) {
     moge__v1__counter__init(to);
-    to->name = bytes_of_string(name);
+    to->name = moge_message_string(name);
     to->value = (int64_t)atomic_load_explicit(from, memory_order_relaxed);
 }
 
 static void distribution_fill(Moge__V1__Distribution *to, const char *name,
                               const struct moge_histogram *from) {
     moge__v1__distribution__init(to);
-    to->name = bytes_of_string(name);
+    to->name = moge_message_string(name);
     to->count = (int64_t)atomic_load_explicit(&from->count, memory_order_relaxed);
     to->sum = atomic_load_explicit(&from->sum, memory_order_relaxed);
     to->p50 = moge_histogram_quantile(from, 0.5);
@@ -118,14 +114,8 @@ static int stats_pack(struct store *store, const struct moge_service *service, c
     reply.n_distributions = N_DISTRIBUTIONS;
     reply.distributions = store->distribution_at;
     if (text)
-        reply.prometheus = bytes_of_string(text);
-    size_t len = protobuf_c_message_get_packed_size(&reply.base);
-    unsigned char *data = malloc(len);
-    if (!data)
-        return MOGE_NOMEM;
-    protobuf_c_message_pack(&reply.base, data);
-    *out = (struct moge_bytes){data, len};
-    return 0;
+        reply.prometheus = moge_message_string(text);
+    return moge_message_pack(&reply.base, out);
 }
 
 int moge_codec_stats_reply(const struct moge_service *service, bool with_prometheus,
