@@ -105,8 +105,8 @@ void moge_draft_propose(struct moge_draft *draft, struct moge_batch *batch) {
         guess(draft, batch);
 }
 
-static bool is_decode(const struct moge_span *span) {
-    return span->n_logits > 0 && span->n_out > 0 && span->pos == span->n_known - 1;
+static bool is_decided_decode(const struct moge_span *span) {
+    return span->n_logits > 0 && span->n_out > 0 && moge_span_is_decode(span);
 }
 
 void moge_draft_observe(struct moge_draft *draft, const struct moge_batch *batch,
@@ -114,7 +114,7 @@ void moge_draft_observe(struct moge_draft *draft, const struct moge_batch *batch
     moge_policy_observe(draft->policy, batch, forward_ns);
     for (int32_t i = 0; i < batch->n_spans; i++) {
         const struct moge_span *span = &batch->spans[i];
-        if (!is_decode(span))
+        if (!is_decided_decode(span))
             continue;
         draft->stats.len_chosen[span->n_guess]++;
         for (int32_t j = 0; j < span->n_guess; j++)

@@ -69,6 +69,11 @@ struct moge_batch {
     int32_t n_vocab;
 };
 
+/* Its first row is the last decided token; otherwise rows of a prompt or history come first. */
+static inline bool moge_span_is_decode(const struct moge_span *span) {
+    return span->pos == span->n_known - 1;
+}
+
 /* Rows and logits rows over all spans. */
 static inline int32_t moge_batch_rows(const struct moge_batch *batch) {
     int32_t n = 0;

@@ -128,9 +128,8 @@ void moge_sched_stats(const struct moge_sched *sched, struct moge_sched_stats *o
         .n_refused_age = sched->n_refused_age,
         .n_refused_deadline = sched->n_refused_deadline,
         .step_ns = sched->step_ns,
-        .prefill_row_ns = sched->rows_square > 0 ? sched->rows_cost / sched->rows_square : 0,
-        .prefill_rows_max =
-            sched_min(moge_sched_prefill_rows_max(sched), sched->options.step_rows_max),
+        .prefill_row_ns = moge_sched_row_ns(sched),
+        .prefill_rows_max = moge_sched_prefill_rows_max(sched),
     };
     for (const struct moge_req *req = sched->running.first; req; req = req->next)
         out->n_prefilling += !sched_is_decode(req);

@@ -106,7 +106,7 @@ static bool admit_one(struct moge_sched *sched, struct moge_queue *queue, struct
     req->n_tokens_admitted = req->n_tokens;
     if (!sched_was_admitted(req)) {
         moge_queue_admitted(queue, req);
-        req->admitted_us = now_us > 0 ? now_us : 1;
+        req->admitted_us = sched_moment(now_us);
     }
     moge_req_list_insert(&sched->running, req, NULL);
     return true;

@@ -59,7 +59,7 @@ static enum moge_finish commit_span(struct moge_sched *sched, struct moge_span *
         return MOGE_FINISH_NONE;
     }
     if (req->first_token_us == 0)
-        req->first_token_us = now_us > 0 ? now_us : 1;
+        req->first_token_us = sched_moment(now_us);
     enum moge_finish reason = MOGE_FINISH_NONE;
     int32_t i = 0;
     for (; i < span->n_out && reason == MOGE_FINISH_NONE; i++)
@@ -67,7 +67,7 @@ static enum moge_finish commit_span(struct moge_sched *sched, struct moge_span *
     count_guesses(req, span, i);
     span->n_emitted = i;
     span->gap_us = req->last_token_us ? now_us - req->last_token_us : -1;
-    req->last_token_us = now_us > 0 ? now_us : 1;
+    req->last_token_us = sched_moment(now_us);
     req->n_computed = req->n_tokens - 1;
     if (reason == MOGE_FINISH_NONE && sched->options.admission == MOGE_ADMISSION_OPTIMISTIC)
         moge_kv_truncate(sched->options.kv, req->slot, req->n_computed);

@@ -20,7 +20,7 @@ void moge_sched_observe(struct moge_sched *sched, const struct moge_batch *batch
     int32_t n_prefill = 0;
     for (int32_t i = 0; i < batch->n_spans; i++) {
         const struct moge_span *span = &batch->spans[i];
-        if (span->pos != span->n_known - 1)
+        if (!moge_span_is_decode(span))
             n_prefill += span->n_rows;
     }
     double ns = (double)step_ns, n = (double)n_prefill;
@@ -33,17 +33,22 @@ void moge_sched_observe(struct moge_sched *sched, const struct moge_batch *batch
     sched->rows_square = sched->rows_square * SLOPE_MEMORY + n * n;
 }
 
+double moge_sched_row_ns(const struct moge_sched *sched) {
+    return sched->rows_square > 0 ? sched->rows_cost / sched->rows_square : 0;
+}
+
 int32_t moge_sched_prefill_rows_max(const struct moge_sched *sched) {
     const struct moge_sched_options *options = &sched->options;
-    int32_t n_max = INT32_MAX;
+    int32_t n_max = options->step_rows_max;
     if (options->prefill_rows_beside_decodes > 0)
-        n_max = options->prefill_rows_beside_decodes;
+        n_max = sched_min(n_max, options->prefill_rows_beside_decodes);
     if (options->itl_target_us == 0 || sched->rows_cost <= 0)
         return n_max;
     double left_ns = (double)options->itl_target_us * 1e3 - sched->step_ns;
     double n = left_ns * sched->rows_square / sched->rows_cost;
-    int32_t n_timely = n < (double)options->step_rows_max ? (int32_t)n : options->step_rows_max;
-    return sched_min(n_max, n_timely > PREFILL_ROWS_MIN ? n_timely : PREFILL_ROWS_MIN);
+    if (n >= (double)n_max)
+        return n_max;
+    return sched_min(n_max, n > PREFILL_ROWS_MIN ? (int32_t)n : PREFILL_ROWS_MIN);
 }
 
 /* Prompt rows computed until req, served in turns with others, has all of its own: nobody before it
@@ -63,9 +68,8 @@ int moge_sched_deadline_check(const struct moge_sched *sched, const struct moge_
     if (req->deadline_us == INT64_MAX || sched->rows_square <= 0)
         return 0;
     double n_rows = (double)rows_until_first_token(sched, req);
-    double n_step =
-        (double)sched_min(moge_sched_prefill_rows_max(sched), sched->options.step_rows_max);
-    double row_ns = sched->rows_cost / sched->rows_square + sched->step_ns / n_step;
+    double n_step = (double)moge_sched_prefill_rows_max(sched);
+    double row_ns = moge_sched_row_ns(sched) + sched->step_ns / n_step;
     double expected_s = n_rows * row_ns * 1e-9;
     double left_s = (double)(req->deadline_us - now_us) * 1e-6;
     if (expected_s <= left_s)

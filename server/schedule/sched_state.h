@@ -49,6 +49,11 @@ static inline int32_t sched_min(int32_t a, int32_t b) {
     return a < b ? a : b;
 }
 
+/* A moment to remember: 0 stands for "not yet". */
+static inline int64_t sched_moment(int64_t now_us) {
+    return now_us > 0 ? now_us : 1;
+}
+
 static inline bool sched_is_decode(const struct moge_req *req) {
     return req->n_computed == req->n_tokens - 1;
 }
@@ -97,7 +102,11 @@ void moge_sched_preempt(struct moge_sched *sched, struct moge_req *req);
 /* Reserves the page of every decoding request's next position, preempting some for it if needed. */
 void moge_sched_pages_for_decodes(struct moge_sched *sched);
 
-/* Prompt rows that a step with decode rows may have, by the limits on time; INT32_MAX: any. */
+/* What a prompt row adds to a step, in ns; 0: not known yet. */
+double moge_sched_row_ns(const struct moge_sched *sched);
+
+/* Prompt rows that a step with decode rows may have, by the limits on time; at most step_rows_max.
+ */
 int32_t moge_sched_prefill_rows_max(const struct moge_sched *sched);
 
 /* 0, or MOGE_DEADLINE with a sentence when req, which has just arrived, cannot be expected to have
