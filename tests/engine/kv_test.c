@@ -80,6 +80,14 @@ static void count(int32_t *tokens, int32_t n) {
         tokens[i] = i;
 }
 
+/* A slot that has computed and published tokens [n], in a pager that knew none of them. */
+static int32_t open_published(struct moge_kv *kv, const int32_t *tokens, int32_t n) {
+    int32_t slot = open_slot(kv, "", tokens, n, 0);
+    assert_int_equal(moge_kv_reserve(kv, slot, n), 0);
+    moge_kv_publish(kv, slot, tokens, n);
+    return slot;
+}
+
 static void published_pages_are_found_again(void **state) {
     (void)state;
     struct moge_kv *kv = kv_make(6, 3, 6);
@@ -113,9 +121,7 @@ static void the_cache_gives_way_leaves_first(void **state) {
     struct moge_kv *kv = kv_make(4, 2, 4);
     int32_t tokens[64];
     count(tokens, 64);
-    int32_t a = open_slot(kv, "", tokens, 64, 0);
-    assert_int_equal(moge_kv_reserve(kv, a, 64), 0);
-    moge_kv_publish(kv, a, tokens, 64);
+    int32_t a = open_published(kv, tokens, 64);
     moge_kv_slot_give(kv, a);
     int32_t b = moge_kv_slot_take(kv);
     assert_int_equal(moge_kv_reserve(kv, b, 20), 0);
@@ -155,9 +161,7 @@ static void without_a_cache_nothing_is_kept(void **state) {
     TEST_OK(moge_kv_new(&kv, &options, &err), err);
     int32_t tokens[32];
     count(tokens, 32);
-    int32_t a = open_slot(kv, "", tokens, 32, 0);
-    assert_int_equal(moge_kv_reserve(kv, a, 32), 0);
-    moge_kv_publish(kv, a, tokens, 32);
+    int32_t a = open_published(kv, tokens, 32);
     moge_kv_slot_give(kv, a);
     open_slot(kv, "", tokens, 32, 0);
     moge_kv_check(kv);

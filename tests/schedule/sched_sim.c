@@ -12,18 +12,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "engine/kv.c"
-#include "engine/kv_prefix.c"
-#include "server/schedule/queue.c"
-#include "server/schedule/req.c"
-#include "server/schedule/sched.c"
-#include "server/schedule/sched_admit.c"
-#include "server/schedule/sched_commit.c"
-#include "server/schedule/sched_pace.c"
-#include "server/schedule/sched_plan.c"
-#include "server/schedule/sched_preempt.c"
-#include "server/schedule/step.c"
-#include "server/schedule/text.c"
+#include "tests/schedule/scheduler.h"
 
 enum { CONTEXT = 192, ROWS_MAX = 64, PAGES_MAX = 64, SLOTS_MAX = 8, N_REQS = 24 };
 #include "tests/schedule/fake_engine.h"
@@ -337,7 +326,7 @@ static void batch_check(const struct world *w) {
     int32_t n_decode = 0, n_prefill = 0, n_rows = 0;
     for (int32_t i = 0; i < w->step.batch.n_spans; i++) {
         const struct moge_span *span = &w->spans[i];
-        bool decode = span->pos == span->n_known - 1;
+        bool decode = moge_span_is_decode(span);
         n_decode += decode;
         n_prefill += decode ? 0 : span->n_rows;
         n_rows += span->n_rows - span->n_guess;
