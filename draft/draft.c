@@ -97,8 +97,10 @@ static void guess(struct moge_draft *draft, struct moge_batch *batch) {
 
 void moge_draft_propose(struct moge_draft *draft, struct moge_batch *batch) {
     MOGE_ASSERT(batch->n_spans <= draft->n_slots);
-    for (int32_t i = 0; i < batch->n_spans; i++)
+    for (int32_t i = 0; i < batch->n_spans; i++) {
         batch->spans[i].n_guess = 0;
+        batch->spans[i].by_ngram = 0;
+    }
     if (!draft->drafter.ops)
         return;
     if (moge_policy_choose(draft->policy, batch, &draft->drafter, draft->want) > 0)

@@ -103,6 +103,7 @@ static void ngram_guess(void *self, struct moge_span *const *spans, const int32_
         for (int32_t j = 0; j < want[i]; j++)
             span->tokens[span->n_known + j] = span->tokens[end + 1 + j];
         span->n_guess = want[i];
+        span->by_ngram = (1u << want[i]) - 1;
     }
 }
 

@@ -220,9 +220,11 @@ static int drafter_open(struct moge_boot *boot, int32_t n_context, int32_t n_pag
         return 0;
     if (boot->draft_model) {
         boot->service.drafter = "model";
+        boot->service.drafters = MOGE_DRAFTERS_MODEL;
         return moge_draft_lm_new(out, boot->draft_model, boot->threads, &options, err);
     }
     boot->service.drafter = "ngram";
+    boot->service.drafters = MOGE_DRAFTERS_NGRAM;
     return moge_draft_ngram_new(out, config->max_running, n_context, err);
 }
 

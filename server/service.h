@@ -28,6 +28,7 @@ struct moge_service {
     int64_t kv_tokens;
     enum moge_spec_mode spec_mode; /* of a request that does not say */
     int32_t spec_len, draft_len_max;
+    enum moge_drafters drafters; /* whom a request may ask for */
     int64_t max_message_bytes;
 };
 

@@ -28,6 +28,34 @@ static const char *reason_name(Moge__V1__Finish__Reason reason) {
     }
 }
 
+static void positions_read(struct moge_client_guesses *out, const int32_t *offered,
+                           size_t n_offered, const int32_t *accepted, size_t n_accepted) {
+    size_t n = n_offered < n_accepted ? n_offered : n_accepted;
+    if (n > MOGE_DRAFT_LEN_MAX)
+        n = MOGE_DRAFT_LEN_MAX;
+    out->n_positions = (int32_t)n;
+    for (size_t i = 0; i < n; i++) {
+        out->offered_at[i] = offered[i];
+        out->accepted_at[i] = accepted[i];
+    }
+}
+
+static void guesses_read(struct moge_client_finish *out, const Moge__V1__Guesses *in) {
+    out->guesses.n_offered = in->offered;
+    out->guesses.n_accepted = in->accepted;
+    positions_read(&out->guesses, in->offered_by_position, in->n_offered_by_position,
+                   in->accepted_by_position, in->n_accepted_by_position);
+    for (size_t i = 0; i < in->n_by_drafter; i++) {
+        const Moge__V1__DrafterGuesses *from = in->by_drafter[i];
+        bool ngram = from->drafter == MOGE__V1__SPECULATION__DRAFTER__DRAFTER_NGRAM;
+        struct moge_client_guesses *to = ngram ? &out->by_ngram : &out->by_model;
+        to->n_offered = from->offered;
+        to->n_accepted = from->accepted;
+        positions_read(to, from->offered_by_position, from->n_offered_by_position,
+                       from->accepted_by_position, from->n_accepted_by_position);
+    }
+}
+
 static void finish_read(struct moge_client_finish *out, const Moge__V1__Finish *in) {
     *out = (struct moge_client_finish){.reason = reason_name(in->reason), .seed = in->seed};
     if (in->usage != NULL) {
@@ -39,21 +67,8 @@ static void finish_read(struct moge_client_finish *out, const Moge__V1__Finish *
         out->prefill_us = in->timings->prefill_us;
         out->decode_us = in->timings->decode_us;
     }
-    const Moge__V1__Guesses *guesses = in->guesses;
-    if (guesses == NULL)
-        return;
-    out->n_offered = guesses->offered;
-    out->n_accepted = guesses->accepted;
-    size_t n = guesses->n_offered_by_position;
-    if (n > guesses->n_accepted_by_position)
-        n = guesses->n_accepted_by_position;
-    if (n > MOGE_DRAFT_LEN_MAX)
-        n = MOGE_DRAFT_LEN_MAX;
-    out->n_positions = (int32_t)n;
-    for (size_t i = 0; i < n; i++) {
-        out->offered_at[i] = guesses->offered_by_position[i];
-        out->accepted_at[i] = guesses->accepted_by_position[i];
-    }
+    if (in->guesses != NULL)
+        guesses_read(out, in->guesses);
 }
 
 static int response_take(void *arg, const void *data, size_t len, struct moge_err *err) {
@@ -86,10 +101,21 @@ static void sampling_fill(Moge__V1__Sampling *sampling, const struct moge_client
     }
 }
 
+/* The protocol numbers drafters as we do. */
+_Static_assert((int)MOGE_DRAFTERS_MODEL == (int)MOGE__V1__SPECULATION__DRAFTER__DRAFTER_MODEL &&
+                   (int)MOGE_DRAFTERS_NGRAM == (int)MOGE__V1__SPECULATION__DRAFTER__DRAFTER_NGRAM &&
+                   (int)MOGE_DRAFTERS_BOTH == (int)MOGE__V1__SPECULATION__DRAFTER__DRAFTER_BOTH,
+               "");
+
 static void speculation_fill(Moge__V1__Speculation *speculation,
                              const struct moge_client_request *request) {
+    speculation->drafter = (Moge__V1__Speculation__Drafter)request->drafters;
     if (!request->has_speculation)
         return;
+    if (request->spec_len_max > 0) {
+        speculation->_max_length_case = MOGE__V1__SPECULATION___MAX_LENGTH_MAX_LENGTH;
+        speculation->max_length = request->spec_len_max;
+    }
     switch (request->spec_mode) {
     case MOGE_SPEC_OFF:
         speculation->mode = MOGE__V1__SPECULATION__MODE__MODE_OFF;

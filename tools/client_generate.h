@@ -21,10 +21,19 @@ struct moge_client_request {
     int n_stops;
     const char *stops[MOGE_CLIENT_STOPS_MAX];
     enum moge_spec_mode spec_mode;
-    int32_t spec_len;             /* MOGE_SPEC_FIXED */
+    int32_t spec_len;     /* MOGE_SPEC_FIXED */
+    int32_t spec_len_max; /* MOGE_SPEC_AUTO; 0: the daemon's */
+    enum moge_drafters drafters;
     bool ignore_eos;              /* go on after the end of the text */
     int64_t timeout_us;           /* 0: none */
     const atomic_bool *cancelled; /* may be NULL */
+};
+
+/* Guesses of all drafters, or of one. */
+struct moge_client_guesses {
+    int32_t n_offered, n_accepted;
+    int32_t n_positions; /* entries of the two below */
+    int32_t offered_at[MOGE_DRAFT_LEN_MAX], accepted_at[MOGE_DRAFT_LEN_MAX];
 };
 
 /* What the last message of a stream says. */
@@ -32,9 +41,7 @@ struct moge_client_finish {
     const char *reason; /* "stop", "length", "aborted" or "unknown"; a constant */
     int32_t n_prompt, n_output;
     int64_t queue_us, prefill_us, decode_us;
-    int32_t n_offered, n_accepted; /* guesses */
-    int32_t n_positions;           /* entries of the two below */
-    int32_t offered_at[MOGE_DRAFT_LEN_MAX], accepted_at[MOGE_DRAFT_LEN_MAX];
+    struct moge_client_guesses guesses, by_model, by_ngram;
     uint64_t seed;
 };
 

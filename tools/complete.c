@@ -27,6 +27,9 @@ static const char usage_text[] =
     "  --seed S              the same seed gives the same text (default: a new one)\n"
     "  --stop TEXT           end before this text; up to 16 times\n"
     "  --speculation MODE    off, auto, or guesses at each step, 1..16; changes the speed alone\n"
+    "  --max-guesses N       with --speculation auto: at most N guesses at each step\n"
+    "  --drafter NAME        model, ngram or both: where guesses come from (default: as moged is\n"
+    "                        configured); changes the speed alone\n"
     "  --special             let the prompt spell control tokens\n"
     "  --timeout SECONDS     give up after this long\n"
     "  --json                one JSON object at the end instead of text: text, token_ids,\n"
@@ -118,6 +121,19 @@ static int speculation_read(const char *text, struct moge_client_request *reques
     return 0;
 }
 
+static int drafter_read(const char *text, struct moge_client_request *request,
+                        struct moge_err *err) {
+    static const char *const names[] = {[MOGE_DRAFTERS_MODEL] = "model",
+                                        [MOGE_DRAFTERS_NGRAM] = "ngram",
+                                        [MOGE_DRAFTERS_BOTH] = "both"};
+    for (int i = MOGE_DRAFTERS_MODEL; i <= MOGE_DRAFTERS_BOTH; i++)
+        if (strcmp(text, names[i]) == 0) {
+            request->drafters = (enum moge_drafters)i;
+            return 0;
+        }
+    return moge_fail(err, MOGE_INVALID, "--drafter is '%s'; it must be model, ngram or both", text);
+}
+
 static int prompt_read(struct completion *c, const char *text, struct moge_err *err) {
     c->request.prompt = text;
     c->request.prompt_len = strlen(text);
@@ -145,6 +161,8 @@ static const struct option long_options[] = {
     {"seed", required_argument, NULL, 's'},
     {"stop", required_argument, NULL, 'S'},
     {"speculation", required_argument, NULL, 'g'},
+    {"max-guesses", required_argument, NULL, 'm'},
+    {"drafter", required_argument, NULL, 'd'},
     {"special", no_argument, NULL, 'C'},
     {"timeout", required_argument, NULL, 'T'},
     {"json", no_argument, NULL, 'j'},
@@ -191,6 +209,10 @@ static int option_take(struct completion *c, int option, struct moge_err *err) {
         return stop_add(request, optarg, err);
     case 'g':
         return speculation_read(optarg, request, err);
+    case 'm':
+        return count_read("max-guesses", optarg, &request->spec_len_max, err);
+    case 'd':
+        return drafter_read(optarg, request, err);
     case 'C':
         request->parse_special = true;
         return 0;
@@ -222,6 +244,12 @@ static int options_read(struct completion *c, int argc, char **argv, struct moge
     if (optind < argc)
         return moge_fail(err, MOGE_INVALID, "'%s' stands alone: the prompt follows --prompt",
                          argv[optind]);
+    if (c->request.spec_len_max != 0 &&
+        (!c->request.has_speculation || c->request.spec_mode != MOGE_SPEC_AUTO))
+        return moge_fail(err, MOGE_INVALID, "--max-guesses is for --speculation auto");
+    if (c->request.spec_len_max < 0 || c->request.spec_len_max > MOGE_DRAFT_LEN_MAX)
+        return moge_fail(err, MOGE_INVALID, "--max-guesses is %d; it must be from 1 to %d",
+                         (int)c->request.spec_len_max, MOGE_DRAFT_LEN_MAX);
     if (c->request.prompt == NULL)
         return moge_fail(err, MOGE_INVALID, "--prompt is missing");
     return 0;
@@ -265,20 +293,36 @@ static json_t *positions_json(const int32_t *counts, int32_t n) {
     return list;
 }
 
+static json_t *guesses_json(const struct moge_client_guesses *guesses) {
+    return json_pack(
+        "{s:i, s:i, s:o, s:o}", "offered", guesses->n_offered, "accepted", guesses->n_accepted,
+        "offered_by_position", positions_json(guesses->offered_at, guesses->n_positions),
+        "accepted_by_position", positions_json(guesses->accepted_at, guesses->n_positions));
+}
+
+/* All guesses, and those of each drafter that offered any. */
+static json_t *all_guesses_json(const struct moge_client_finish *finish) {
+    json_t *all = guesses_json(&finish->guesses), *by_drafter = json_object();
+    if (finish->by_model.n_offered > 0)
+        json_object_set_new(by_drafter, "model", guesses_json(&finish->by_model));
+    if (finish->by_ngram.n_offered > 0)
+        json_object_set_new(by_drafter, "ngram", guesses_json(&finish->by_ngram));
+    json_object_set_new(all, "by_drafter", by_drafter);
+    return all;
+}
+
 static int json_print(struct completion *c, const struct moge_client_finish *finish,
                       struct moge_err *err) {
     json_error_t why;
     char seed[24]; /* JSON numbers are not exact up to 2^64 */
     snprintf(seed, sizeof seed, "%llu", (unsigned long long)finish->seed);
     json_t *object = json_pack_ex(
-        &why, 0, "{s:s%, s:O, s:s, s:{s:i, s:i}, s:{s:I, s:I, s:I}, s:{s:i, s:i, s:o, s:o}, s:s}",
-        "text", c->text_len > 0 ? c->text : "", c->text_len, "token_ids", c->ids, "finish_reason",
+        &why, 0, "{s:s%, s:O, s:s, s:{s:i, s:i}, s:{s:I, s:I, s:I}, s:o, s:s}", "text",
+        c->text_len > 0 ? c->text : "", c->text_len, "token_ids", c->ids, "finish_reason",
         finish->reason, "usage", "prompt_tokens", finish->n_prompt, "output_tokens",
         finish->n_output, "timings", "queue_us", (json_int_t)finish->queue_us, "prefill_us",
         (json_int_t)finish->prefill_us, "decode_us", (json_int_t)finish->decode_us, "guesses",
-        "offered", finish->n_offered, "accepted", finish->n_accepted, "offered_by_position",
-        positions_json(finish->offered_at, finish->n_positions), "accepted_by_position",
-        positions_json(finish->accepted_at, finish->n_positions), "seed", seed);
+        all_guesses_json(finish), "seed", seed);
     if (object == NULL)
         return moge_fail(err, MOGE_INTERNAL, "the answer cannot be put in JSON: %s", why.text);
     int rc = json_dumpf(object, stdout, JSON_COMPACT);

@@ -71,7 +71,7 @@ struct contest {
     int n_streams;
     int n_rounds; /* measured so far, of each mode */
     double tok_s[2][ROUNDS_MAX];
-    struct moge_client_finish guesses; /* sums of the counts over the auto rounds */
+    struct moge_client_guesses guesses; /* sums of the counts over the auto rounds */
 };
 static const char *const mode_names[2] = {"off", "auto"};
 
@@ -222,14 +222,14 @@ static void bytes_compare(struct demo *demo, int i, const char *title) {
     printf("DIFFERENT BYTES: %s, stream %d, from byte %zu on\n", title, i + 1, same);
 }
 
-static void guesses_add(struct moge_client_finish *sum, const struct moge_client_finish *finish) {
-    sum->n_offered += finish->n_offered;
-    sum->n_accepted += finish->n_accepted;
-    if (sum->n_positions < finish->n_positions)
-        sum->n_positions = finish->n_positions;
-    for (int32_t p = 0; p < finish->n_positions; p++) {
-        sum->offered_at[p] += finish->offered_at[p];
-        sum->accepted_at[p] += finish->accepted_at[p];
+static void guesses_add(struct moge_client_guesses *sum, const struct moge_client_guesses *more) {
+    sum->n_offered += more->n_offered;
+    sum->n_accepted += more->n_accepted;
+    if (sum->n_positions < more->n_positions)
+        sum->n_positions = more->n_positions;
+    for (int32_t p = 0; p < more->n_positions; p++) {
+        sum->offered_at[p] += more->offered_at[p];
+        sum->accepted_at[p] += more->accepted_at[p];
     }
 }
 
@@ -263,7 +263,7 @@ static int pair_run(struct demo *demo, struct contest *contest, struct moge_err 
             n_tokens += demo->streams[i].finish.n_output;
             bytes_compare(demo, i, title);
             if (mode == 1)
-                guesses_add(&contest->guesses, &demo->streams[i].finish);
+                guesses_add(&contest->guesses, &demo->streams[i].finish.guesses);
         }
         contest->tok_s[mode][contest->n_rounds] = n_tokens / wall_s;
         printf("  %s: %d tokens in %.2f s, %.1f tok/s\n", title, n_tokens, wall_s,
@@ -309,7 +309,7 @@ static void texts_print(const struct demo *demo) {
 
 static void contest_print(const struct contest *contest) {
     double ratios[ROUNDS_MAX];
-    const struct moge_client_finish *guesses = &contest->guesses;
+    const struct moge_client_guesses *guesses = &contest->guesses;
     for (int i = 0; i < contest->n_rounds; i++)
         ratios[i] = contest->tok_s[1][i] / contest->tok_s[0][i];
     printf("  %d stream%s: off %.1f tok/s, auto %.1f tok/s, auto is %.2fx (medians of %d)\n",

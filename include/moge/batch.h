@@ -31,6 +31,14 @@ struct moge_logprobs;      /* moge/sample.h */
 /* How a request wants to be guessed for. */
 enum moge_spec_mode { MOGE_SPEC_OFF, MOGE_SPEC_FIXED, MOGE_SPEC_AUTO };
 
+/* Who may guess for a request; the bits make a set. */
+enum moge_drafters {
+    MOGE_DRAFTERS_ANY = 0, /* whoever is there */
+    MOGE_DRAFTERS_MODEL = 1,
+    MOGE_DRAFTERS_NGRAM = 2,
+    MOGE_DRAFTERS_BOTH = MOGE_DRAFTERS_MODEL | MOGE_DRAFTERS_NGRAM
+};
+
 struct moge_span {
     int32_t *tokens; /* [n_known + MOGE_DRAFT_LEN_MAX + 1] the whole sequence, index = position */
     const int32_t *pages; /* block table: position p lives in page pages[p / MOGE_PAGE_TOKENS] */
@@ -44,10 +52,12 @@ struct moge_span {
         guess_max; /* guesses there is room for: pages, max_tokens, context, ring; 0 in prefill */
     enum moge_spec_mode spec_mode;
     int32_t spec_len; /* MOGE_SPEC_FIXED: guesses wanted */
+    enum moge_drafters drafters;
     const struct moge_sample_params *sample;
     void *owner; /* the scheduler's request; opaque to everybody else */
     /* ------------------------------------------------------------------ set by draft_propose */
-    int32_t n_guess; /* the last n_guess rows are guesses: tokens[n_known .. n_known + n_guess) */
+    int32_t n_guess;   /* the last n_guess rows are guesses: tokens[n_known .. n_known + n_guess) */
+    uint32_t by_ngram; /* bit j: guess j was looked up, not made by the model */
     /* ------------------------------------------------------------------ set by engine_forward */
     int32_t logits_row; /* row in batch->logits of the first wanted row */
     /* ------------------------------------------------------------------ set by accept_batch */
@@ -72,6 +82,11 @@ struct moge_batch {
 /* Its first row is the last decided token; otherwise rows of a prompt or history come first. */
 static inline bool moge_span_is_decode(const struct moge_span *span) {
     return span->pos == span->n_known - 1;
+}
+
+/* Guess j was looked up in the sequence itself, not made by a model. */
+static inline bool moge_span_is_by_ngram(const struct moge_span *span, int32_t j) {
+    return (span->by_ngram & 1u << j) != 0;
 }
 
 /* Rows and logits rows over all spans. */

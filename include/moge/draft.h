@@ -18,8 +18,8 @@
 struct moge_drafter_ops {
     const char *name;
     /* Guesses want[i] tokens for spans[i] (0: none), writing tokens[n_known ...] and setting
-     * n_guess <= want[i].  Must not touch anything else of the span.  Spans with want 0 cost
-     * nothing. */
+     * n_guess <= want[i] (n-gram lookup: by_ngram too).  Must not touch anything else of the span.
+     * Spans with want 0 cost nothing. */
     void (*guess)(void *self, struct moge_span *const *spans, const int32_t *want, int32_t n_spans);
     /* Positions of the span's history that the first guess would have to catch up with; the policy
      * prices it in.  NULL: never any. */

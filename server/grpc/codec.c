@@ -196,11 +196,43 @@ static int length_check(const struct moge_service *service, const char *field, i
                      length, service->draft_len_max);
 }
 
+/* The protocol numbers drafters as we do. */
+_Static_assert((int)MOGE_DRAFTERS_MODEL == (int)MOGE__V1__SPECULATION__DRAFTER__DRAFTER_MODEL &&
+                   (int)MOGE_DRAFTERS_NGRAM == (int)MOGE__V1__SPECULATION__DRAFTER__DRAFTER_NGRAM &&
+                   (int)MOGE_DRAFTERS_BOTH == (int)MOGE__V1__SPECULATION__DRAFTER__DRAFTER_BOTH,
+               "");
+
+static int drafter_copy(const struct moge_service *service, const Moge__V1__Speculation *from,
+                        struct moge_req *req, struct moge_err *err) {
+    static const char *const names[] = {
+        [MOGE_DRAFTERS_ANY] = "DRAFTER_DEFAULT",
+        [MOGE_DRAFTERS_MODEL] = "DRAFTER_MODEL",
+        [MOGE_DRAFTERS_NGRAM] = "DRAFTER_NGRAM",
+        [MOGE_DRAFTERS_BOTH] = "DRAFTER_BOTH",
+    };
+    int drafter = (int)from->drafter;
+    if (drafter < MOGE_DRAFTERS_ANY || drafter > MOGE_DRAFTERS_BOTH)
+        return moge_fail(err, MOGE_INVALID, "speculation.drafter is %d, which is not a drafter",
+                         drafter);
+    if (drafter != MOGE_DRAFTERS_ANY && from->mode == MOGE__V1__SPECULATION__MODE__MODE_OFF)
+        return moge_fail(err, MOGE_INVALID,
+                         "speculation.drafter is %s, but speculation.mode is MODE_OFF",
+                         names[drafter]);
+    if (drafter & ~(int)service->drafters)
+        return moge_fail(err, MOGE_INVALID,
+                         "speculation.drafter is %s, but this server's drafter is %s",
+                         names[drafter], service->drafter);
+    req->drafters = (enum moge_drafters)drafter;
+    return 0;
+}
+
 static int speculation_copy(const struct moge_service *service, const Moge__V1__Speculation *from,
                             struct moge_req *req, struct moge_err *err) {
     bool fixed = from->mode == MOGE__V1__SPECULATION__MODE__MODE_FIXED;
     bool automatic = from->mode == MOGE__V1__SPECULATION__MODE__MODE_AUTO;
-    int rc = 0;
+    int rc = drafter_copy(service, from, req, err);
+    if (rc)
+        return rc;
     if (from->_length_case && !fixed)
         return moge_fail(err, MOGE_INVALID, "speculation.length is for MODE_FIXED only");
     if (from->_max_length_case && !automatic)

@@ -78,7 +78,34 @@ struct finish_store {
     Moge__V1__Timings timings;
     Moge__V1__Guesses guesses;
     int32_t offered[MOGE_DRAFT_LEN_MAX], accepted[MOGE_DRAFT_LEN_MAX];
+    struct drafter_store {
+        Moge__V1__DrafterGuesses guesses;
+        int32_t offered[MOGE_DRAFT_LEN_MAX], accepted[MOGE_DRAFT_LEN_MAX];
+    } by_drafter[2];
+    Moge__V1__DrafterGuesses *by_drafter_at[2];
 };
+
+/* One drafter's share of the guesses; false if it offered none. */
+static bool drafter_fill(struct drafter_store *store, const struct moge_usage *usage, bool ngram) {
+    Moge__V1__DrafterGuesses *guesses = &store->guesses;
+    moge__v1__drafter_guesses__init(guesses);
+    guesses->drafter = ngram ? MOGE__V1__SPECULATION__DRAFTER__DRAFTER_NGRAM
+                             : MOGE__V1__SPECULATION__DRAFTER__DRAFTER_MODEL;
+    size_t n = 0;
+    for (size_t i = 0; i < MOGE_DRAFT_LEN_MAX; i++) {
+        int32_t offered = usage->ngram_offered_at[i], accepted = usage->ngram_accepted_at[i];
+        store->offered[i] = ngram ? offered : usage->offered_at[i] - offered;
+        store->accepted[i] = ngram ? accepted : usage->accepted_at[i] - accepted;
+        guesses->offered += store->offered[i];
+        guesses->accepted += store->accepted[i];
+        if (store->offered[i] > 0)
+            n = i + 1;
+    }
+    guesses->n_offered_by_position = guesses->n_accepted_by_position = n;
+    guesses->offered_by_position = store->offered;
+    guesses->accepted_by_position = store->accepted;
+    return n > 0;
+}
 
 static void guesses_fill(struct finish_store *store, const struct moge_usage *usage) {
     store->guesses.offered = usage->n_offered;
@@ -93,6 +120,14 @@ static void guesses_fill(struct finish_store *store, const struct moge_usage *us
     store->guesses.n_offered_by_position = store->guesses.n_accepted_by_position = n;
     store->guesses.offered_by_position = store->offered;
     store->guesses.accepted_by_position = store->accepted;
+    size_t n_drafters = 0;
+    for (int ngram = 0; ngram < 2; ngram++)
+        if (drafter_fill(&store->by_drafter[n_drafters], usage, ngram)) {
+            store->by_drafter_at[n_drafters] = &store->by_drafter[n_drafters].guesses;
+            n_drafters++;
+        }
+    store->guesses.n_by_drafter = n_drafters;
+    store->guesses.by_drafter = store->by_drafter_at;
 }
 
 static void finish_fill(struct finish_store *store, const struct moge_req *req) {

@@ -48,6 +48,8 @@ struct moge_usage {
     int32_t n_prompt, n_output, n_cached; /* tokens */
     int32_t n_offered, n_accepted;        /* guesses */
     int32_t offered_at[MOGE_DRAFT_LEN_MAX], accepted_at[MOGE_DRAFT_LEN_MAX];
+    int32_t ngram_offered_at[MOGE_DRAFT_LEN_MAX]; /* of which n-gram lookup made so many */
+    int32_t ngram_accepted_at[MOGE_DRAFT_LEN_MAX];
     int32_t n_preempted;
     int64_t queue_us, prefill_us, decode_us; /* submit -> admitted -> first token -> last token */
 };
@@ -65,6 +67,7 @@ struct moge_req {
     int32_t max_tokens; /* >= 1 */
     enum moge_spec_mode spec_mode;
     int32_t spec_len, spec_len_max;
+    enum moge_drafters drafters;
     int32_t priority;                  /* higher first; 0 is ordinary */
     int64_t submitted_us, deadline_us; /* monotonic; INT64_MAX: none */
     int32_t n_prompt;

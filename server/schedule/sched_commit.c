@@ -44,10 +44,14 @@ static void count_guesses(struct moge_req *req, const struct moge_span *span, in
     int32_t n_accepted = sched_min(span->n_accepted, n_emitted);
     usage->n_offered += span->n_guess;
     usage->n_accepted += n_accepted;
-    for (int32_t i = 0; i < span->n_guess; i++)
+    for (int32_t i = 0; i < span->n_guess; i++) {
         usage->offered_at[i]++;
-    for (int32_t i = 0; i < n_accepted; i++)
+        usage->ngram_offered_at[i] += moge_span_is_by_ngram(span, i);
+    }
+    for (int32_t i = 0; i < n_accepted; i++) {
         usage->accepted_at[i]++;
+        usage->ngram_accepted_at[i] += moge_span_is_by_ngram(span, i);
+    }
 }
 
 /* What the step decided for one sequence: emitted up to a stop, KV cut to the tokens that stand. */

@@ -16,6 +16,7 @@ static struct moge_span *span_append(struct moge_sched *sched, struct moge_batch
         .n_logits = req->n_computed + n_rows == req->n_tokens,
         .spec_mode = req->spec_mode,
         .spec_len = req->spec_len,
+        .drafters = req->drafters,
         .sample = &req->sample,
         .owner = req,
         .logprobs = req->sample.n_logprobs >= 0 ? req->logprobs : NULL,

@@ -119,6 +119,14 @@ class BadInput(unittest.TestCase):
         request = self.good()
         request.speculation.mode = 77
         self.generate_refused(request, "mode")
+        for drafter, words in ((9, "not a drafter"), (pb.Speculation.DRAFTER_NGRAM, "drafter is")):
+            request = self.good()
+            request.speculation.drafter = drafter
+            self.generate_refused(request, words)
+        request = self.good()
+        request.speculation.mode = pb.Speculation.MODE_OFF
+        request.speculation.drafter = pb.Speculation.DRAFTER_MODEL
+        self.generate_refused(request, "MODE_OFF")
         for value in (-1, 21):
             request = self.good()
             request.logprobs = value

@@ -50,6 +50,19 @@ class Command(unittest.TestCase):
         self.assertIn(answer["finish_reason"], ("length", "stop"))
         self.assertGreaterEqual(answer["guesses"]["offered"], answer["guesses"]["accepted"])
         self.assertGreater(answer["guesses"]["offered"], 0)
+        guesses = answer["guesses"]
+        self.assertEqual(guesses["by_drafter"]["model"]["offered_by_position"],
+                         guesses["offered_by_position"])
+        self.assertEqual(sum(guesses["accepted_by_position"]), guesses["accepted"])
+
+    def test_drafter(self):
+        text = self.complete()
+        self.assertEqual(text, self.complete("--drafter", "model"))
+        self.assertEqual(text, self.complete("--speculation", "auto", "--max-guesses", "2",
+                                             "--drafter", "model"))
+        said = self.moge("complete", "--prompt", "x", "--drafter", "ngram", status=1)
+        self.assertIn("speculation.drafter is DRAFTER_NGRAM, but this server's drafter is model",
+                      said)
 
     def test_prompt_from_standard_input(self):
         by_option = self.moge("complete", "--prompt", "x = 1\n", "--temperature", "0",
@@ -64,7 +77,9 @@ class Command(unittest.TestCase):
 
     def test_wrong_options(self):
         for arguments in (["--nonsense"], ["--max-tokens"], ["--max-tokens", "many"],
-                          ["--seed", "-1"], ["--speculation", "17"], ["--temperature", "hot"],
+                          ["--seed", "-1"], ["--speculation", "17"], ["--drafter", "oracle"],
+                          ["--max-guesses", "2"], ["--speculation", "auto", "--max-guesses", "17"],
+                           ["--temperature", "hot"],
                           ["stray"], ["--timeout", "0"], ["--stop", "a"] * 17):
             self.complete(*arguments, status=2)
         self.assertIn("--prompt", self.moge("complete", status=2))
