@@ -8,22 +8,41 @@
  *      round 2                             [g7] -> g8     wants a guess
  *
  * Its KV lies in an arena of its own under the target's page ids, so one block table serves both
- * models and pages need no bookkeeping here.  What must be known is how much of that KV is true:
- * the positions below n_valid were computed from tokens that were decided at the time or guessed
- * then.  Of the guessed ones a copy is kept; before the next use they are compared with what was
- * decided in the end, and n_valid is cut at the first that was rejected.  Since the scheduler gives
- * pages back only beyond the decided tokens, a position below n_valid still lies where it was
- * written. */
+ * models.  What must be known is how much of that KV is true: the positions below n_valid were
+ * computed from tokens that were decided at the time or guessed then.  Of the guessed ones a copy
+ * is kept; before the next use they are compared with what was decided in the end, and n_valid is
+ * cut at the first that was rejected.
+ *
+ * The pager knows nothing of this arena.  It hands a sequence pages that others filled (a prefix
+ * hit), or puts a page of the same tokens in place of one that just became full; the target's KV is
+ * right in these, ours may not be.  So every page is marked with a hash of all tokens up to its end
+ * when the last of its positions is computed, and a sequence adopts the pages whose marks fit:
+ *
+ *      tokens   [ t0..t15 ][ t16..t31 ][ t32..t47 ][ t48 t49              n_known = 50
+ *      pages    [ mark ok ][ mark ok  ][ unknown  ][                      n_hashed = 2, n_valid =
+ * 32
+ *
+ * A page changes hands only when it becomes full: those before n_hashed are never looked at again.
+ * A hash that collides makes wrong guesses, which change no output. */
 #include "moge/draft.h"
 
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "moge/sample.h"
+#include "moge/siphash.h"
+
+/* What is known of a page, if not the hash of its tokens. */
+#define PAGE_UNKNOWN  0
+#define PAGE_IN_ROUND 1 /* being written by this round's forward */
 
 struct lm_slot {
+    int32_t n_hashed;                    /* full pages whose KV is in place, once and for all */
+    uint64_t hash;                       /* of the tokens in these */
     int32_t n_valid;                     /* positions whose KV is in place */
+    int32_t last_page;                   /* the page in which position n_valid - 1 was computed */
     int32_t n_decided;                   /* of which these were decided tokens when computed */
     int32_t guesses[MOGE_DRAFT_LEN_MAX]; /* [n_valid - n_decided] what the others were */
 };
@@ -44,25 +63,59 @@ struct lm {
     struct moge_sampler **samplers; /* [n_threads] */
     /* engine thread */
     struct lm_slot *slots;   /* [n_slots] */
+    uint64_t *marks;         /* [n_pages] hash of the tokens up to the page's end, or PAGE_ */
     struct lm_job *jobs;     /* [n_slots] */
     struct moge_batch batch; /* of one round */
     int32_t n_jobs;
     atomic_int next_job;
 };
 
+static uint64_t hash_page(uint64_t before, const int32_t *tokens) {
+    static const uint64_t key[2] = {0, 0}; /* collisions harm nobody */
+    struct {
+        uint64_t before;
+        int32_t tokens[MOGE_PAGE_TOKENS];
+    } data = {.before = before};
+    memcpy(data.tokens, tokens, sizeof data.tokens);
+    return moge_siphash(key, &data, sizeof data) | 2; /* neither PAGE_UNKNOWN nor PAGE_IN_ROUND */
+}
+
+/* Full pages of the sequence that the pager will not exchange any more. */
+static int32_t pages_final(const struct moge_span *span) {
+    return (span->n_known - 1) / MOGE_PAGE_TOKENS;
+}
+
+/* Goes on over final pages whose marks fit; where one does not, its positions count only if this
+ * sequence itself is in the middle of writing them. */
+static void slot_adopt(const struct lm *lm, struct lm_slot *slot, const struct moge_span *span) {
+    int32_t n_final = pages_final(span);
+    for (; slot->n_hashed < n_final; slot->n_hashed++) {
+        ptrdiff_t at = (ptrdiff_t)slot->n_hashed * MOGE_PAGE_TOKENS;
+        uint64_t hash = hash_page(slot->hash, span->tokens + at);
+        if (lm->marks[span->pages[slot->n_hashed]] != hash)
+            break;
+        slot->hash = hash;
+    }
+    int32_t n_adopted = slot->n_hashed * MOGE_PAGE_TOKENS;
+    bool exchanged = slot->n_hashed < n_final && slot->n_valid > n_adopted &&
+                     span->pages[slot->n_hashed] != slot->last_page;
+    if (slot->n_valid < n_adopted || exchanged)
+        slot->n_valid = slot->n_decided = n_adopted;
+}
+
 /* Cuts n_valid at the first token that was computed as a guess and decided otherwise. */
-static void slot_settle(struct lm_slot *slot, const struct moge_span *span) {
+static void slot_settle(const struct lm *lm, struct lm_slot *slot, const struct moge_span *span) {
+    if (slot->n_decided > span->n_known) /* another sequence, though nobody said so */
+        *slot = (struct lm_slot){.last_page = -1};
     int32_t n_true = slot->n_decided;
     while (n_true < slot->n_valid && n_true < span->n_known &&
            slot->guesses[n_true - slot->n_decided] == span->tokens[n_true])
         n_true++;
-    /* Fewer decided tokens than before: another sequence, though nobody said so. */
-    if (slot->n_decided > span->n_known)
-        n_true = 0;
     slot->n_valid = slot->n_decided = n_true;
     /* The last known token is computed again if need be: its logits are wanted. */
     if (slot->n_valid > span->n_known - 1)
         slot->n_valid = slot->n_decided = span->n_known - 1;
+    slot_adopt(lm, slot, span);
 }
 
 /* Rows a job would have to compute to get its next guess. */
@@ -83,20 +136,39 @@ static int64_t rows_pending(const struct lm *lm) {
     return n;
 }
 
-/* Puts up to n_rows pending rows of a job into the round's batch. */
-static void round_add(struct lm *lm, struct lm_job *job, int32_t n_rows, bool wants_logits) {
+/* Of n_rows rows from pos, those before the first page that another job writes in this round: two
+ * sequences that share pages would compute the same, and the second may adopt it afterwards. */
+static int32_t pages_claim(struct lm *lm, const struct moge_span *span, int32_t pos,
+                           int32_t n_rows) {
+    for (int32_t i = pos / MOGE_PAGE_TOKENS; i * MOGE_PAGE_TOKENS < pos + n_rows; i++) {
+        uint64_t *mark = &lm->marks[span->pages[i]];
+        if (*mark == PAGE_IN_ROUND)
+            return i * MOGE_PAGE_TOKENS > pos ? i * MOGE_PAGE_TOKENS - pos : 0;
+        *mark = PAGE_IN_ROUND;
+    }
+    return n_rows;
+}
+
+/* Puts up to n_rows pending rows of a job into the round's batch; returns how many. */
+static int32_t round_add(struct lm *lm, struct lm_job *job, int32_t n_rows) {
     const struct moge_span *span = job->span;
+    int32_t pos = lm->slots[span->slot].n_valid;
+    bool wants_logits = n_rows == job_pending(lm, job);
+    int32_t n_claimed = pages_claim(lm, span, pos, n_rows);
+    if (n_claimed == 0)
+        return 0;
     job->i_span = lm->batch.n_spans;
     lm->batch.spans[lm->batch.n_spans++] =
         (struct moge_span){.tokens = span->tokens,
                            .pages = span->pages,
                            .slot = span->slot,
-                           .pos = lm->slots[span->slot].n_valid,
-                           .n_rows = n_rows,
+                           .pos = pos,
+                           .n_rows = n_claimed,
                            .n_known = span->n_known + span->n_guess,
                            .n_prompt = span->n_prompt,
-                           .n_logits = wants_logits,
+                           .n_logits = wants_logits && n_claimed == n_rows,
                            .sample = span->sample};
+    return n_claimed;
 }
 
 /* Fills the batch: everything that is pending if it fits, so that every job gets a guess; else as
@@ -114,8 +186,7 @@ static void round_plan(struct lm *lm) {
         if (n_rows > budget)
             n_rows = budget;
         if (n_rows > 0)
-            round_add(lm, job, n_rows, guessing);
-        budget -= n_rows;
+            budget -= round_add(lm, job, n_rows);
     }
 }
 
@@ -139,7 +210,24 @@ static void pick_some(void *arg, int i_thread, int n_threads) {
     }
 }
 
-/* What the round's forward has put into the arena. */
+/* Marks the pages that the rows of a round have filled or begun. */
+static void pages_mark(struct lm *lm, struct lm_slot *slot, const struct moge_span *span) {
+    uint64_t hash = slot->hash;
+    int32_t i = slot->n_hashed, n_full = slot->n_valid / MOGE_PAGE_TOKENS;
+    for (; i < n_full; i++) {
+        hash = hash_page(hash, span->tokens + (ptrdiff_t)i * MOGE_PAGE_TOKENS);
+        lm->marks[span->pages[i]] = hash;
+        if (i >= pages_final(span))
+            continue;
+        slot->hash = hash;
+        slot->n_hashed = i + 1;
+    }
+    if (slot->n_valid % MOGE_PAGE_TOKENS > 0)
+        lm->marks[span->pages[n_full]] = PAGE_UNKNOWN;
+    slot->last_page = span->pages[(slot->n_valid - 1) / MOGE_PAGE_TOKENS];
+}
+
+/* What the round's forward has put into the arena; then what others have put there for us. */
 static void round_account(struct lm *lm) {
     for (int32_t i = 0; i < lm->n_jobs; i++) {
         const struct lm_job *job = &lm->jobs[i];
@@ -153,14 +241,30 @@ static void round_account(struct lm *lm) {
                 slot->guesses[p - span->n_known] = span->tokens[p];
         slot->n_valid = end;
         slot->n_decided = end < span->n_known ? end : span->n_known;
+        pages_mark(lm, slot, span);
+    }
+    for (int32_t i = 0; i < lm->n_jobs; i++)
+        if (!job_done(&lm->jobs[i]))
+            slot_adopt(lm, &lm->slots[lm->jobs[i].span->slot], lm->jobs[i].span);
+}
+
+/* A forward that failed may have written anything. */
+static void round_failed(struct lm *lm) {
+    for (int32_t i = 0; i < lm->batch.n_spans; i++) {
+        const struct moge_span *rows = &lm->batch.spans[i];
+        int32_t end = rows->pos + rows->n_rows;
+        for (int32_t page = rows->pos / MOGE_PAGE_TOKENS; page * MOGE_PAGE_TOKENS < end; page++)
+            lm->marks[rows->pages[page]] = PAGE_UNKNOWN;
     }
 }
 
 /* One forward and the guesses it yields.  False when the engine refused: no more guesses then. */
 static bool round_run(struct lm *lm) {
     round_plan(lm);
-    if (moge_engine_forward(lm->engine, &lm->batch) != 0)
+    if (moge_engine_forward(lm->engine, &lm->batch) != 0) {
+        round_failed(lm);
         return false;
+    }
     round_account(lm);
     atomic_store_explicit(&lm->next_job, 0, memory_order_relaxed);
     if (moge_batch_logits(&lm->batch) > 1)
@@ -184,7 +288,7 @@ static void lm_guess(void *self, struct moge_span *const *spans, const int32_t *
         if (n <= 0)
             continue;
         MOGE_ASSERT(lm->n_jobs < lm->n_slots);
-        slot_settle(&lm->slots[span->slot], span);
+        slot_settle(lm, &lm->slots[span->slot], span);
         span->n_guess = 0;
         lm->jobs[lm->n_jobs++] = (struct lm_job){.span = span, .want = n};
     }
@@ -195,15 +299,15 @@ static void lm_guess(void *self, struct moge_span *const *spans, const int32_t *
 /* The first guess takes one row in any case; what it needs beyond that is debt. */
 static int32_t lm_debt(void *self, const struct moge_span *span) {
     struct lm *lm = self;
-    struct lm_slot settled = lm->slots[span->slot];
-    slot_settle(&settled, span);
-    return span->n_known - 1 - settled.n_valid;
+    struct lm_slot *slot = &lm->slots[span->slot];
+    slot_settle(lm, slot, span);
+    return span->n_known - 1 - slot->n_valid;
 }
 
 static void lm_forget(void *self, int32_t i_slot) {
     struct lm *lm = self;
     MOGE_ASSERT(i_slot >= 0 && i_slot < lm->n_slots);
-    lm->slots[i_slot].n_valid = lm->slots[i_slot].n_decided = 0;
+    lm->slots[i_slot] = (struct lm_slot){.last_page = -1};
 }
 
 static void lm_free(void *self) {
@@ -215,6 +319,7 @@ static void lm_free(void *self) {
     free(lm->samplers);
     moge_engine_free(lm->engine);
     free(lm->slots);
+    free(lm->marks);
     free(lm->jobs);
     free(lm->batch.spans);
     free(lm);
@@ -228,10 +333,11 @@ static int lm_init(struct lm *lm, const struct moge_model *model,
     const struct moge_model_info *info = moge_model_info(model);
     size_t n_slots = (size_t)options->n_slots;
     lm->slots = calloc(n_slots, sizeof *lm->slots);
+    lm->marks = calloc((size_t)options->n_pages, sizeof *lm->marks);
     lm->jobs = calloc(n_slots, sizeof *lm->jobs);
     lm->batch.spans = calloc(n_slots, sizeof *lm->batch.spans);
     lm->samplers = calloc((size_t)lm->n_threads, sizeof(*lm->samplers));
-    if (!lm->slots || !lm->jobs || !lm->batch.spans || !lm->samplers)
+    if (!lm->slots || !lm->marks || !lm->jobs || !lm->batch.spans || !lm->samplers)
         return moge_fail(err, MOGE_NOMEM, "no memory for the draft model's state");
     for (int i = 0; i < lm->n_threads; i++) {
         int rc = moge_sampler_new(&lm->samplers[i], info->n_vocab, err);

@@ -159,6 +159,15 @@ int32_t moge_kv_slot_pages(const struct moge_kv *kv, int32_t slot) {
     return kv->slots[slot].n_pages;
 }
 
+/* From the back: what is shared lies in front. */
+int32_t moge_kv_slot_gain(const struct moge_kv *kv, int32_t slot, int32_t n_max) {
+    const int32_t *table = moge_kv_table_of(kv, slot);
+    int32_t gain = 0;
+    for (int32_t i = kv->slots[slot].n_pages - 1; i >= 0 && gain < n_max; i--)
+        gain += kv->pages[table[i]].refs == 1;
+    return gain;
+}
+
 int32_t moge_kv_pages_total(const struct moge_kv *kv) {
     return kv->options.n_pages;
 }

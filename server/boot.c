@@ -252,7 +252,8 @@ static int engine_open(struct moge_boot *boot, int32_t n_context, int32_t n_page
     const struct moge_config *config = boot->config;
     struct moge_kv_options kv = {.n_pages = n_pages,
                                  .n_slots = config->max_running,
-                                 .pages_per_slot_max = moge_kv_pages_for(n_context)};
+                                 .pages_per_slot_max = moge_kv_pages_for(n_context),
+                                 .prefix_cache = config->prefix_cache};
     struct moge_engine_options engine = {.n_pages = n_pages,
                                          .n_rows_max = config->step_rows,
                                          .n_logits_max = logits_max(config),

@@ -92,6 +92,8 @@ static const struct option_row rows[] = {
     {"kv-memory", KIND_SIZE, AT(kv_memory), "auto", 0, 1e15, NULL,
      "Memory for the KV cache, such as 2GiB.  auto: what max-running contexts need, at most a "
      "quarter of the machine's memory."},
+    {"prefix-cache", KIND_FLAG, AT(prefix_cache), "yes", 0, 0, NULL,
+     "Keep the KV of what was computed, as long as there is room, for requests that begin alike."},
     {"max-running", KIND_COUNT, AT(max_running), "16", 1, 1024, NULL, "Requests computed at once."},
     {"step-rows", KIND_COUNT, AT(step_rows), "256", 1, 8192, NULL,
      "Most tokens in one step, guesses included."},

@@ -51,6 +51,7 @@ struct moge_config {
 
     int32_t context;
     int64_t kv_memory;
+    bool prefix_cache;
     int32_t max_running, step_rows, prefill_chunk;
     int32_t max_queued;
     int64_t max_queued_tokens;

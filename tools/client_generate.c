@@ -152,6 +152,9 @@ static uint8_t *request_pack(const struct moge_client_request *request, size_t *
     }
     stopping.n_stop = (size_t)request->n_stops;
     stopping.stop = stops;
+    if (request->cache_salt != NULL)
+        message.cache_salt = (ProtobufCBinaryData){strlen(request->cache_salt),
+                                                   (uint8_t *)(uintptr_t)request->cache_salt};
     message.prompt_case = MOGE__V1__GENERATE_REQUEST__PROMPT_TEXT;
     message.text =
         (ProtobufCBinaryData){request->prompt_len, (uint8_t *)(uintptr_t)request->prompt};

@@ -18,6 +18,7 @@ struct moge_client_request {
     int32_t max_tokens;
     float temperature, top_p;
     uint64_t seed;
+    const char *cache_salt; /* NULL: none */
     int n_stops;
     const char *stops[MOGE_CLIENT_STOPS_MAX];
     enum moge_spec_mode spec_mode;

@@ -26,6 +26,7 @@ static const char usage_text[] =
     "  --top-p P             choose among the most likely tokens that make up P (default 1)\n"
     "  --seed S              the same seed gives the same text (default: a new one)\n"
     "  --stop TEXT           end before this text; up to 16 times\n"
+    "  --cache-salt TEXT     share computed beginnings only with requests of the same salt\n"
     "  --speculation MODE    off, auto, or guesses at each step, 1..16; changes the speed alone\n"
     "  --max-guesses N       with --speculation auto: at most N guesses at each step\n"
     "  --drafter NAME        model, ngram or both: where guesses come from (default: as moged is\n"
@@ -160,6 +161,7 @@ static const struct option long_options[] = {
     {"top-p", required_argument, NULL, 'P'},
     {"seed", required_argument, NULL, 's'},
     {"stop", required_argument, NULL, 'S'},
+    {"cache-salt", required_argument, NULL, 'k'},
     {"speculation", required_argument, NULL, 'g'},
     {"max-guesses", required_argument, NULL, 'm'},
     {"drafter", required_argument, NULL, 'd'},
@@ -207,6 +209,9 @@ static int option_take(struct completion *c, int option, struct moge_err *err) {
         return seed_read(optarg, &request->seed, err);
     case 'S':
         return stop_add(request, optarg, err);
+    case 'k':
+        request->cache_salt = optarg;
+        return 0;
     case 'g':
         return speculation_read(optarg, request, err);
     case 'm':

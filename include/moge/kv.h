@@ -74,6 +74,11 @@ int32_t moge_kv_share(struct moge_kv *kv, int32_t source, int32_t target, int32_
 const int32_t *moge_kv_table(const struct moge_kv *kv, int32_t slot);
 
 int32_t moge_kv_slot_pages(const struct moge_kv *kv, int32_t slot); /* pages the slot holds */
+
+/* Pages that would become free if the slot gave its own back, counted up to n_max; others are
+ * shared. */
+int32_t moge_kv_slot_gain(const struct moge_kv *kv, int32_t slot, int32_t n_max);
+
 int32_t moge_kv_pages_total(const struct moge_kv *kv);
 int32_t moge_kv_pages_free(const struct moge_kv *kv); /* that can be taken, cached ones included */
 int32_t moge_kv_slots_free(const struct moge_kv *kv);

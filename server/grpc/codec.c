@@ -334,6 +334,17 @@ static int prompt_copy(const struct moge_service *service, const Moge__V1__Gener
     return rc;
 }
 
+static int cache_salt_copy(const Moge__V1__GenerateRequest *from, struct moge_req *req,
+                           struct moge_err *err) {
+    if (from->cache_salt.len > MOGE_CACHE_SALT_MAX)
+        return moge_fail(err, MOGE_INVALID, "cache_salt has %zu bytes; it may have %d",
+                         from->cache_salt.len, MOGE_CACHE_SALT_MAX);
+    if (from->cache_salt.len > 0)
+        memcpy(req->cache_salt, from->cache_salt.data, from->cache_salt.len);
+    req->cache_salt_len = from->cache_salt.len;
+    return 0;
+}
+
 /* ---- Generate ---- */
 
 static int request_copy(const struct moge_service *service, const Moge__V1__GenerateRequest *from,
@@ -353,6 +364,8 @@ static int request_copy(const struct moge_service *service, const Moge__V1__Gene
     if (rc == 0)
         rc = speculation_copy(service, from->speculation ? from->speculation : &no_speculation, req,
                               err);
+    if (rc == 0)
+        rc = cache_salt_copy(from, req, err);
     if (rc)
         return rc;
     if (from->_logprobs_case && (from->logprobs < 0 || from->logprobs > MOGE_LOGPROBS_MAX))

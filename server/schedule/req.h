@@ -20,7 +20,8 @@
 #include "moge/tokenizer.h"
 
 #define MOGE_STOP_STRINGS_MAX 16
-#define MOGE_STOP_BYTES_MAX   256   /* longest stop string */
+#define MOGE_STOP_BYTES_MAX   256 /* longest stop string */
+#define MOGE_CACHE_SALT_MAX   128
 #define MOGE_RING_TOKENS      64    /* tokens between engine and reader; a power of two */
 #define MOGE_RING_TEXT_BYTES  16384 /* their text; a power of two */
 
@@ -68,6 +69,8 @@ struct moge_req {
     enum moge_spec_mode spec_mode;
     int32_t spec_len, spec_len_max;
     enum moge_drafters drafters;
+    char cache_salt[MOGE_CACHE_SALT_MAX]; /* cached pages are found only under the same salt */
+    size_t cache_salt_len;
     int32_t priority;                  /* higher first; 0 is ordinary */
     int64_t submitted_us, deadline_us; /* monotonic; INT64_MAX: none */
     int32_t n_prompt;
@@ -83,6 +86,7 @@ struct moge_req {
     int64_t rank;              /* place in line: lower first, then by arrival */
     uint64_t arrival;          /* number of the request since start */
     int32_t n_tokens_admitted; /* n_tokens when it last got its pages */
+    int32_t n_given_up;        /* n_computed when it was last preempted */
     int32_t n_planned;         /* prompt rows of this step, while it is planned */
     struct moge_detok detok;
     int32_t n_held; /* text held back: could be the beginning of a stop string */

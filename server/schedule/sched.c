@@ -125,6 +125,8 @@ void moge_sched_stats(const struct moge_sched *sched, struct moge_sched_stats *o
         .n_running = sched->running.n,
         .n_preempted = sched->n_preempted,
         .n_recomputed = sched->n_recomputed,
+        .n_prefix_queried = sched->n_prefix_queried,
+        .n_prefix_hit = sched->n_prefix_hit,
         .n_refused_age = sched->n_refused_age,
         .n_refused_deadline = sched->n_refused_deadline,
         .step_ns = sched->step_ns,

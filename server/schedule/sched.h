@@ -50,7 +50,8 @@ void moge_sched_admit(struct moge_sched *sched, struct moge_queue *queue, int64_
 void moge_sched_plan(struct moge_sched *sched, struct moge_batch *batch);
 
 /* After the forward (forward_rc is its result): appends decided tokens up to a stop, pushes them to
- * the rings, truncates KV to what is accepted, retires finished requests. */
+ * the rings, publishes full pages and truncates KV to what is accepted, retires finished requests.
+ */
 void moge_sched_commit(struct moge_sched *sched, struct moge_batch *batch, int forward_rc,
                        int64_t now_us);
 
@@ -68,7 +69,8 @@ bool moge_sched_idle(const struct moge_sched *sched); /* nothing waiting, nothin
 
 struct moge_sched_stats {
     int32_t n_waiting, n_running, n_prefilling;
-    uint64_t n_preempted, n_recomputed; /* preemptions; positions thrown away by them */
+    uint64_t n_preempted, n_recomputed; /* preemptions; positions to be computed again for them */
+    uint64_t n_prefix_queried, n_prefix_hit; /* prompt tokens admitted; found in the cache */
     uint64_t n_refused_age, n_refused_deadline;
     double step_ns, prefill_row_ns; /* a step without prompt rows; what each such row adds */
     int32_t prefill_rows_max;       /* prompt rows that a step may now have beside decodes */

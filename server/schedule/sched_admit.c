@@ -79,7 +79,7 @@ static int32_t tokens_to_reserve(const struct moge_sched *sched, const struct mo
                                                               : req->n_tokens;
 }
 
-/* Pages that must be free for it.  Optimistically: the next token's and one for each running
+/* Pages that it must hold or find free.  Optimistically: the next token's and one for each running
  * sequence; and after a preemption some growth, lest it happens again at once. */
 static int32_t pages_to_admit(const struct moge_sched *sched, const struct moge_req *req) {
     if (sched->options.admission == MOGE_ADMISSION_RESERVE)
@@ -89,20 +89,47 @@ static int32_t pages_to_admit(const struct moge_sched *sched, const struct moge_
     return moge_kv_pages_for(n_tokens) + sched->running.n;
 }
 
+/* A slot with the pages it needs, the beginning of the history already computed in some of them;
+ * or false.  The last token is always computed: its logits are wanted. */
+static bool take_pages(struct moge_sched *sched, struct moge_req *req) {
+    struct moge_kv *kv = sched->options.kv;
+    int slot = moge_kv_slot_take(kv);
+    MOGE_ASSERT(slot >= 0);
+    int32_t n_cached = moge_kv_attach(kv, slot, req->cache_salt, req->cache_salt_len, req->tokens,
+                                      req->n_tokens - 1);
+    int32_t n_missing = pages_to_admit(sched, req) - moge_kv_slot_pages(kv, slot);
+    if (sched->running.n > 0 && n_missing > moge_kv_pages_free(kv)) {
+        moge_kv_slot_give(kv, slot);
+        return false;
+    }
+    /* Alone, one context always fits; in company, the free pages were just counted. */
+    int rc = moge_kv_reserve(kv, slot, tokens_to_reserve(sched, req));
+    MOGE_ASSERT(rc == 0);
+    req->slot = slot;
+    req->n_computed = n_cached;
+    return true;
+}
+
+static void count_cached(struct moge_sched *sched, struct moge_req *req) {
+    if (sched_was_admitted(req)) {
+        if (req->n_given_up > req->n_computed)
+            sched->n_recomputed += (uint64_t)(req->n_given_up - req->n_computed);
+        return;
+    }
+    req->usage.n_cached = req->n_computed;
+    sched->n_prefix_queried += (uint64_t)req->n_prompt;
+    sched->n_prefix_hit += (uint64_t)req->n_computed;
+}
+
 static bool admit_one(struct moge_sched *sched, struct moge_queue *queue, struct moge_req *req,
                       int64_t now_us) {
     struct moge_kv *kv = sched->options.kv;
     if (sched->running.n >= sched->options.n_running_max || moge_kv_slots_free(kv) == 0)
         return false;
-    if (sched->running.n > 0 && pages_to_admit(sched, req) > moge_kv_pages_free(kv))
+    if (!take_pages(sched, req))
         return false;
-    int slot = moge_kv_slot_take(kv);
-    MOGE_ASSERT(slot >= 0);
-    /* Alone, one context always fits; in company, the free pages were just counted. */
-    int rc = moge_kv_reserve(kv, slot, tokens_to_reserve(sched, req));
-    MOGE_ASSERT(rc == 0);
+    count_cached(sched, req);
     moge_req_list_remove(&sched->waiting, req);
-    req->slot = slot;
     req->n_tokens_admitted = req->n_tokens;
     if (!sched_was_admitted(req)) {
         moge_queue_admitted(queue, req);

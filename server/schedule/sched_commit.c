@@ -54,12 +54,18 @@ static void count_guesses(struct moge_req *req, const struct moge_span *span, in
     }
 }
 
+/* The tokens whose KV is in place: full pages of them are published. */
+static void set_computed(struct moge_sched *sched, struct moge_req *req, int32_t n_computed) {
+    req->n_computed = n_computed;
+    moge_kv_publish(sched->options.kv, req->slot, req->tokens, n_computed);
+}
+
 /* What the step decided for one sequence: emitted up to a stop, KV cut to the tokens that stand. */
 static enum moge_finish commit_span(struct moge_sched *sched, struct moge_span *span,
                                     int64_t now_us) {
     struct moge_req *req = span->owner;
     if (span->n_logits == 0) {
-        req->n_computed = span->pos + span->n_rows;
+        set_computed(sched, req, span->pos + span->n_rows);
         return MOGE_FINISH_NONE;
     }
     if (req->first_token_us == 0)
@@ -72,7 +78,7 @@ static enum moge_finish commit_span(struct moge_sched *sched, struct moge_span *
     span->n_emitted = i;
     span->gap_us = req->last_token_us ? now_us - req->last_token_us : -1;
     req->last_token_us = sched_moment(now_us);
-    req->n_computed = req->n_tokens - 1;
+    set_computed(sched, req, req->n_tokens - 1);
     if (reason == MOGE_FINISH_NONE && sched->options.admission == MOGE_ADMISSION_OPTIMISTIC)
         moge_kv_truncate(sched->options.kv, req->slot, req->n_computed);
     return reason;

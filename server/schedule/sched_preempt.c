@@ -14,7 +14,7 @@
 void moge_sched_preempt(struct moge_sched *sched, struct moge_req *req) {
     moge_req_list_remove(&sched->running, req);
     sched->n_preempted++;
-    sched->n_recomputed += (uint64_t)req->n_computed;
+    req->n_given_up = req->n_computed;
     moge_sched_slot_give(sched, req);
     req->usage.n_preempted++;
     moge_sched_wait(sched, req);
@@ -44,8 +44,8 @@ static bool rather(const struct moge_sched *sched, const struct moge_req *a,
         return a->priority < b->priority;
     if (is_spared(a) != is_spared(b))
         return is_spared(b);
-    int64_t gain_a = sched_min(moge_kv_slot_pages(kv, a->slot), n_needed);
-    int64_t gain_b = sched_min(moge_kv_slot_pages(kv, b->slot), n_needed);
+    int64_t gain_a = moge_kv_slot_gain(kv, a->slot, n_needed);
+    int64_t gain_b = moge_kv_slot_gain(kv, b->slot, n_needed);
     int64_t cost_a = a->n_computed * gain_b, cost_b = b->n_computed * gain_a;
     return cost_a != cost_b ? cost_a < cost_b : sched_before(b, a);
 }

@@ -43,6 +43,7 @@ struct moge_sched {
     double step_ns, rows_cost, rows_square;
     /* Counters of moge_sched_stats. */
     uint64_t n_preempted, n_recomputed, n_refused_age, n_refused_deadline;
+    uint64_t n_prefix_queried, n_prefix_hit;
 };
 
 static inline int32_t sched_min(int32_t a, int32_t b) {

@@ -174,10 +174,17 @@ static void bench_fini(struct bench *bench) {
     moge_threads_free(bench->threads);
 }
 
-static bool sequence_begin(struct bench *bench, struct sequence *sequence, int32_t n_prompt) {
+/* The prompt begins with the first n_common tokens of all prompts.  What the pager knows of it is
+ * taken over, as the scheduler does it; the rest counts as computed by the target. */
+static bool sequence_begin_alike(struct bench *bench, struct sequence *sequence, int32_t n_prompt,
+                                 int32_t n_common) {
     int slot = moge_kv_slot_take(bench->kv);
     if (slot < 0)
         return false;
+    for (int32_t i = 0; i < n_prompt; i++)
+        sequence->tokens[i] =
+            i < n_common ? (5 * i + 1) % N_VOCAB : test_below(&bench->rng, N_VOCAB);
+    moge_kv_attach(bench->kv, slot, NULL, 0, sequence->tokens, n_prompt - 1);
     if (moge_kv_reserve(bench->kv, slot, n_prompt) != 0) {
         moge_kv_slot_give(bench->kv, slot);
         return false;
@@ -185,9 +192,12 @@ static bool sequence_begin(struct bench *bench, struct sequence *sequence, int32
     sequence->slot = slot;
     sequence->n_known = sequence->n_prompt = n_prompt;
     sequence->sample.seed = test_u64(&bench->rng);
-    for (int32_t i = 0; i < n_prompt; i++)
-        sequence->tokens[i] = test_below(&bench->rng, N_VOCAB);
+    moge_kv_publish(bench->kv, slot, sequence->tokens, n_prompt - 1);
     return true;
+}
+
+static bool sequence_begin(struct bench *bench, struct sequence *sequence, int32_t n_prompt) {
+    return sequence_begin_alike(bench, sequence, n_prompt, 0);
 }
 
 static void sequence_end(struct bench *bench, struct sequence *sequence) {
@@ -196,8 +206,8 @@ static void sequence_end(struct bench *bench, struct sequence *sequence) {
     sequence->slot = -1;
 }
 
-/* Overwrites every KV entry that the draft has no right to rely on: pages nobody holds, and
- * positions beyond what a sequence has decided. */
+/* Overwrites every KV entry that the draft has no right to rely on: in pages nobody holds and of
+ * which it claims nothing, and at positions beyond what a sequence has decided. */
 static void scramble(struct bench *bench) {
     bool held[N_PAGES * MOGE_PAGE_TOKENS] = {0};
     for (int i = 0; i < N_SLOTS; i++) {
@@ -206,8 +216,9 @@ static void scramble(struct bench *bench) {
             held[moge_kv_table(bench->kv, sequence->slot)[p / MOGE_PAGE_TOKENS] * MOGE_PAGE_TOKENS +
                  p % MOGE_PAGE_TOKENS] = true;
     }
+    const struct lm *lm = bench->drafter.self;
     for (int32_t i = 0; i < N_PAGES * MOGE_PAGE_TOKENS; i++)
-        if (!held[i])
+        if (!held[i] && lm->marks[i / MOGE_PAGE_TOKENS] == PAGE_UNKNOWN)
             the_engine->kv[i] = test_u64(&bench->rng);
 }
 
@@ -239,6 +250,7 @@ static void decide(struct bench *bench, struct sequence *sequence, int32_t n_gue
     else
         *next = test_below(&bench->rng, N_VOCAB);
     sequence->n_known += n_accepted + 1;
+    moge_kv_publish(bench->kv, sequence->slot, sequence->tokens, sequence->n_known - 1);
     moge_kv_truncate(bench->kv, sequence->slot, sequence->n_known - 1);
 }
 
@@ -289,7 +301,10 @@ static void guesses_are_those_of_decoding_alone(void **state) {
         for (int step = 0; step < 120; step++) {
             struct sequence *sequence = &bench.sequences[test_below(&bench.rng, N_SLOTS)];
             if (sequence->slot < 0)
-                sequence_begin(&bench, sequence, 1 + test_below(&bench.rng, 60));
+                sequence_begin_alike(&bench, sequence, 1 + test_below(&bench.rng, 60),
+                                     test_below(&bench.rng, 3) * 30);
+            if (sequence->n_known == sequence->n_prompt && test_below(&bench.rng, 4) == 0)
+                sequence->n_pause = 5;
             bench_step(&bench);
             scramble(&bench);
         }
@@ -365,6 +380,47 @@ static void one_forward_a_round_for_all_sequences(void **state) {
     bench_fini(&bench);
 }
 
+/* Two that begin alike catch up with the shared pages once, in either order and side by side; a
+ * third finds them done; and a page that the pager exchanges is not taken for the one it was. */
+static void shared_pages_are_computed_once(void **state) {
+    (void)state;
+    struct bench bench;
+    int32_t n_guess[N_SLOTS];
+    bench_init(&bench, 1, 128, 2);
+    for (int i = 0; i < 2; i++)
+        assert_true(sequence_begin_alike(&bench, &bench.sequences[i], 50, 48));
+    assert_int_equal(debt(&bench, 1), 49);
+    guess(&bench, 2, 1, n_guess);
+    assert_int_equal(n_guess[0] + n_guess[1], 2);
+    assert_int_equal(n_rows_computed, 50 + 2);
+    assert_true(sequence_begin_alike(&bench, &bench.sequences[2], 70, 48));
+    assert_int_equal(debt(&bench, 2), 69 - 48);
+    bench_fini(&bench);
+
+    /* Both fill page 0 by themselves; then the second is given the first one's, where the draft
+     * never was. */
+    bench_init(&bench, 1, 128, 1);
+    for (int i = 0; i < 2; i++)
+        assert_true(sequence_begin_alike(&bench, &bench.sequences[i], 10, 10));
+    struct sequence *second = &bench.sequences[1];
+    struct moge_span span, *asked = &span;
+    int32_t want = 2;
+    span_of(&bench, second, &span);
+    bench.drafter.ops->guess(bench.drafter.self, &asked, &want, 1);
+    for (int i = 0; i < 2; i++) {
+        struct sequence *sequence = &bench.sequences[i];
+        for (; sequence->n_known < 20; sequence->n_known++)
+            sequence->tokens[sequence->n_known] = 7;
+        assert_int_equal(moge_kv_reserve(bench.kv, sequence->slot, 20), 0);
+        moge_kv_publish(bench.kv, sequence->slot, sequence->tokens, 19);
+    }
+    assert_int_equal(moge_kv_table(bench.kv, second->slot)[0],
+                     moge_kv_table(bench.kv, bench.sequences[0].slot)[0]);
+    assert_int_equal(debt(&bench, 1), 19);
+    guess(&bench, 2, 2, n_guess);
+    bench_fini(&bench);
+}
+
 static void no_want_costs_nothing(void **state) {
     (void)state;
     struct bench bench;
@@ -425,6 +481,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(guesses_are_those_of_decoding_alone),
         cmocka_unit_test(one_forward_a_round_for_all_sequences),
+        cmocka_unit_test(shared_pages_are_computed_once),
         cmocka_unit_test(no_want_costs_nothing),
         cmocka_unit_test(an_engine_that_refuses_ends_the_guesses_of_that_step),
         cmocka_unit_test(guesses_stay_inside_the_draft_models_context)};

@@ -1,58 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Requests: every field lands where it belongs, every bad one gets its sentence and nothing leaks.
- * Replies: what was put in comes out of an independent decoder (protobuf-c's own). */
+ * Unary replies: what was put in comes out of an independent decoder (protobuf-c's own). */
 #include "server/grpc/codec.c"
 
-#include "../test.h"
-#include "fixture.h"
-
-static struct fixture fixture;
-static struct moge_req *req;
-static const struct moge_service *service = &fixture.service;
-
-/* A request that is right, for each test to spoil. */
-struct sample {
-    Moge__V1__GenerateRequest request;
-    Moge__V1__Sampling sampling;
-    Moge__V1__Stopping stopping;
-    Moge__V1__Speculation speculation;
-    Moge__V1__TokenIds ids;
-    uint32_t id[FIXTURE_CONTEXT + 1];
-};
-
-static void sample_init(struct sample *s) {
-    moge__v1__generate_request__init(&s->request);
-    moge__v1__sampling__init(&s->sampling);
-    moge__v1__stopping__init(&s->stopping);
-    moge__v1__speculation__init(&s->speculation);
-    moge__v1__token_ids__init(&s->ids);
-    for (uint32_t i = 0; i < FIXTURE_CONTEXT + 1; i++)
-        s->id[i] = i + 5;
-    s->ids.n_ids = 3;
-    s->ids.ids = s->id;
-    s->request.sampling = &s->sampling;
-    s->request.stopping = &s->stopping;
-    s->request.speculation = &s->speculation;
-    s->request.prompt_case = MOGE__V1__GENERATE_REQUEST__PROMPT_TOKEN_IDS;
-    s->request.token_ids = &s->ids;
-}
-
-static int decode(const void *data, size_t len, struct moge_err *err) {
-    if (req)
-        moge_req_release(service->reqs, req);
-    req = moge_reqs_take(service->reqs);
-    assert_non_null(req);
-    return moge_codec_generate(service, data, len, req, err);
-}
-
-static int decode_sample(struct sample *s, struct moge_err *err) {
-    size_t len = moge__v1__generate_request__get_packed_size(&s->request);
-    uint8_t *data = malloc(len + 1);
-    moge__v1__generate_request__pack(&s->request, data);
-    int rc = decode(data, len, err);
-    free(data);
-    return rc;
-}
+#include "tests/grpc/codec_sample.h"
 
 static void refused(struct sample *s, const char *words) {
     struct moge_err err = {0};
@@ -124,6 +75,7 @@ static void test_every_field(void **state) {
     SET(s.speculation, length, MOGE__V1__SPECULATION___LENGTH_LENGTH, 5);
     SET(s.request, logprobs, MOGE__V1__GENERATE_REQUEST___LOGPROBS_LOGPROBS, 0);
     s.request.priority = -3;
+    s.request.cache_salt = (ProtobufCBinaryData){4, (uint8_t *)"a\0b\n"};
     TEST_OK(decode_sample(&s, &err), err);
     const struct moge_sample_params *p = &req->sample;
     assert_float_equal(p->temperature, 0, 0);
@@ -150,6 +102,8 @@ static void test_every_field(void **state) {
     assert_int_equal(req->spec_len_max, 5);
     assert_int_equal(p->n_logprobs, 0);
     assert_int_equal(req->priority, -3);
+    assert_int_equal(req->cache_salt_len, 4);
+    assert_memory_equal(req->cache_salt, "a\0b\n", 4);
 }
 
 static void test_bad_prompts(void **state) {
@@ -233,6 +187,10 @@ static void test_bad_parameters(void **state) {
         SET(s.request, logprobs, MOGE__V1__GENERATE_REQUEST___LOGPROBS_LOGPROBS, counts[i]);
         refused(&s, "logprobs is");
     }
+    static uint8_t salt[MOGE_CACHE_SALT_MAX + 1];
+    sample_init(&s);
+    s.request.cache_salt = (ProtobufCBinaryData){sizeof salt, salt};
+    refused(&s, "cache_salt has 129 bytes");
 }
 
 static void test_bad_stops(void **state) {
@@ -442,81 +400,6 @@ static void test_model_info(void **state) {
     free(out.data);
 }
 
-/* ---- streams ---- */
-
-static void push(int32_t id, const char *text, bool hidden, int32_t n_top) {
-    struct moge_token_out out = {.id = id, .text_len = (int32_t)strlen(text), .hidden = hidden};
-    out.logprobs.n_top = n_top;
-    out.logprobs.chosen = -0.5f;
-    out.logprobs.rank = 1;
-    for (int i = 0; i < n_top; i++) {
-        out.logprobs.top[i].id = 5 + i;
-        out.logprobs.top[i].logprob = -0.5f - (float)i;
-    }
-    moge_req_push(req, &out, text);
-}
-
-static void test_chunks(void **state) {
-    (void)state;
-    static struct moge_chunk chunk;
-    struct moge_bytes out = {0};
-    struct sample s;
-    struct moge_err err = {0};
-    sample_init(&s);
-    TEST_OK(decode_sample(&s, &err), err);
-    assert_false(moge_chunk_fill(&chunk, req));
-    push(5, "se", false, 2);
-    push(6, "", false, 2);
-    push(2, "lect", true, -1); /* text that was held back, under a token that is not shown */
-    assert_true(moge_chunk_fill(&chunk, req));
-    req->usage = (struct moge_usage){.n_prompt = 3, .n_output = 3, .n_offered = 4, .n_accepted = 1};
-    req->usage.offered_at[0] = req->usage.offered_at[1] = 2;
-    req->usage.accepted_at[0] = 1;
-    req->usage.queue_us = 7;
-    req->usage.prefill_us = 5;
-    req->stop_id = 2;
-    req->sample.seed = 99;
-    atomic_store(&req->finish, MOGE_FINISH_STOP);
-    assert_int_equal(moge_codec_chunk(service, &chunk, req, &out), 0);
-    Moge__V1__GenerateResponse *r = moge__v1__generate_response__unpack(NULL, out.len, out.data);
-    assert_int_equal(r->n_token_ids, 2);
-    assert_int_equal(r->token_ids[1], 6);
-    assert_int_equal(r->text.len, 6);
-    assert_memory_equal(r->text.data, "select", 6);
-    assert_int_equal(r->n_logprobs, 2);
-    assert_int_equal(r->logprobs[1]->n_top, 2);
-    assert_int_equal(r->logprobs[1]->top[1]->id, 6);
-    assert_int_equal(r->finish->reason, MOGE__V1__FINISH__REASON__REASON_STOP);
-    assert_int_equal(r->finish->matched_case, MOGE__V1__FINISH__MATCHED_MATCHED_TOKEN_ID);
-    assert_int_equal(r->finish->matched_token_id, 2);
-    assert_int_equal(r->finish->seed, 99);
-    assert_int_equal(r->finish->usage->output_tokens, 3);
-    assert_int_equal(r->finish->timings->time_to_first_token_us, 12);
-    assert_int_equal(r->finish->guesses->n_offered_by_position, 2);
-    assert_int_equal(r->finish->guesses->accepted_by_position[1], 0);
-    moge__v1__generate_response__free_unpacked(r, NULL);
-    free(out.data);
-}
-
-/* Without log-probabilities and without an end there is only text and ids. */
-static void test_plain_chunk(void **state) {
-    (void)state;
-    static struct moge_chunk chunk;
-    struct moge_bytes out = {0};
-    struct sample s;
-    struct moge_err err = {0};
-    sample_init(&s);
-    TEST_OK(decode_sample(&s, &err), err);
-    push(5, "x", false, -1);
-    assert_true(moge_chunk_fill(&chunk, req));
-    assert_int_equal(moge_codec_chunk(service, &chunk, NULL, &out), 0);
-    Moge__V1__GenerateResponse *r = moge__v1__generate_response__unpack(NULL, out.len, out.data);
-    assert_int_equal(r->n_logprobs, 0);
-    assert_null(r->finish);
-    moge__v1__generate_response__free_unpacked(r, NULL);
-    free(out.data);
-}
-
 static void test_utf8(void **state) {
     (void)state;
     static const char *const good[] = {"",
@@ -558,23 +441,6 @@ static void test_health(void **state) {
                      MOGE_INVALID);
 }
 
-static int setup(void **state) {
-    (void)state;
-    struct moge_err err = {0};
-    int rc = fixture_open(&fixture, &err);
-    if (rc)
-        print_error("%s\n", err.text);
-    return rc;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    if (req)
-        moge_req_release(service->reqs, req);
-    fixture_close(&fixture);
-    return 0;
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_defaults),
@@ -591,8 +457,6 @@ int main(void) {
         cmocka_unit_test(test_unary_refusals),
         cmocka_unit_test(test_reply_is_bounded),
         cmocka_unit_test(test_model_info),
-        cmocka_unit_test(test_chunks),
-        cmocka_unit_test(test_plain_chunk),
         cmocka_unit_test(test_utf8),
         cmocka_unit_test(test_health),
     };

@@ -88,7 +88,7 @@ struct outcome {
     size_t text_len;
     char text[TEXT_MAX];
     int finish, stop_id, stop_string;
-    int32_t n_offered, n_accepted;
+    int32_t n_offered, n_accepted, n_cached;
 };
 
 /* ---- one way to run them ---- */
@@ -109,9 +109,10 @@ struct config {
     enum moge_spec_mode mode;
     int32_t len;
     int32_t n_concurrent, prefill_chunk, n_threads, step_rows, n_pages;
-    bool cancels;       /* a third of the requests is cancelled somewhere */
-    int32_t n_specs;    /* the first so many only; 0: all */
-    int32_t preempt_at; /* somebody loses its pages before that step; 0: never */
+    bool prefix_cache, warm; /* warm: everything has been asked once before */
+    bool cancels;            /* a third of the requests is cancelled somewhere */
+    int32_t n_specs;         /* the first so many only; 0: all */
+    int32_t preempt_at;      /* somebody loses its pages before that step; 0: never */
     uint64_t seed;
 };
 
@@ -214,7 +215,7 @@ static void world_new_parts(struct world *world) {
     const struct config *config = &world->config;
     struct moge_err err = {0};
     struct moge_kv_options kv = {config->n_pages, N_RUNNING_MAX, moge_kv_pages_for(N_CONTEXT),
-                                 true};
+                                 config->prefix_cache};
     TEST_OK(moge_kv_new(&world->kv, &kv, &err), err);
     TEST_OK(moge_reqs_new(&world->reqs, N_SPECS, N_CONTEXT, &err), err);
     struct moge_queue_options queue = {N_SPECS, N_SPECS * N_CONTEXT};
@@ -345,6 +346,7 @@ static int32_t read_all(struct world *world) {
         outcome->stop_string = req->stop_string;
         outcome->n_offered = req->usage.n_offered;
         outcome->n_accepted = req->usage.n_accepted;
+        outcome->n_cached = req->usage.n_cached;
         moge_req_release(world->reqs, req);
         world->running[i] = NULL;
     }
@@ -367,16 +369,12 @@ static int32_t n_specs_of(const struct config *config) {
     return config->n_specs > 0 ? config->n_specs : N_SPECS;
 }
 
-/* Runs every spec once, in random order, at most n_concurrent at a time. */
-static void run_all(const struct models *models, const struct spec *specs,
-                    const struct config *config, const struct outcome *truth,
-                    struct outcome *outcomes) {
-    struct world *world = malloc(sizeof *world);
-    assert_non_null(world);
-    memset(outcomes, 0, N_SPECS * sizeof *outcomes);
-    world_init(world, models, specs, config, truth, outcomes);
+/* Every spec once, in random order, at most n_concurrent at a time. */
+static void run_round(struct world *world) {
+    const struct config *config = &world->config;
     int32_t order[N_SPECS], n_submitted = 0, n_running = 0, n_steps = 0;
     int32_t n_specs = n_specs_of(config);
+    memset(world->outcomes, 0, N_SPECS * sizeof *world->outcomes);
     for (int32_t i = 0; i < n_specs; i++) {
         int32_t j = test_below(&world->rng, i + 1);
         order[i] = order[j];
@@ -398,6 +396,17 @@ static void run_all(const struct models *models, const struct spec *specs,
         assert_true(++n_steps < 200000);
     }
     n_steps_run = n_steps;
+}
+
+static void run_all(const struct models *models, const struct spec *specs,
+                    const struct config *config, const struct outcome *truth,
+                    struct outcome *outcomes) {
+    struct world *world = malloc(sizeof *world);
+    assert_non_null(world);
+    world_init(world, models, specs, config, truth, outcomes);
+    if (config->warm)
+        run_round(world);
+    run_round(world);
     world_fini(world);
     free(world);
 }

@@ -12,7 +12,7 @@
 
 static struct spec specs[N_SPECS];
 static struct outcome truth[N_SPECS], outcomes[N_SPECS];
-static int64_t n_tokens_compared, n_offered, n_accepted;
+static int64_t n_tokens_compared, n_offered, n_accepted, n_cached;
 
 static struct config alone(void) {
     return (struct config){.mode = MOGE_SPEC_OFF,
@@ -39,9 +39,15 @@ static void spec_fill(struct spec *spec, int32_t i, const struct moge_model *mod
     int32_t n_vocab = moge_model_info(model)->n_vocab;
     memset(spec, 0, sizeof *spec);
     spec->n_prompt = 1 + test_below(rng, i % 4 == 0 ? 150 : 40);
+    /* Half of the requests begin as an earlier one does. */
+    const struct spec *other = &specs[i % 2 ? test_below(rng, i) : i];
+    int32_t n_shared = i % 2 ? test_below(rng, other->n_prompt + 1) : 0;
     for (int32_t j = 0; j < spec->n_prompt; j++)
         spec->prompt[j] =
             j >= 6 && test_below(rng, 2) ? spec->prompt[j - 6] : 3 + test_below(rng, n_vocab - 3);
+    if (n_shared > spec->n_prompt)
+        spec->n_prompt = n_shared;
+    memcpy(spec->prompt, other->prompt, (size_t)n_shared * sizeof *spec->prompt);
     struct moge_sample_params *sample = &spec->sample;
     *sample = moge_sample_params_default();
     sample->temperature = i % 3 == 0 ? 0 : pick_float(rng, temperatures, 4);
@@ -169,6 +175,7 @@ static int32_t differences(const struct models *models, const struct config *con
         n_tokens_compared += outcomes[i].n_out;
         n_offered += outcomes[i].n_offered;
         n_accepted += outcomes[i].n_accepted;
+        n_cached += outcomes[i].n_cached;
         if (at >= 0 && tell && n < 5)
             describe(models, config, i, at);
         n += at >= 0;
@@ -203,6 +210,8 @@ static struct config config_make(int32_t n, uint64_t seed) {
                             .prefill_chunk = chunks[test_below(&rng, 5)],
                             .n_threads = 1 + test_below(&rng, 2),
                             .cancels = test_below(&rng, 4) == 0,
+                            .prefix_cache = test_below(&rng, 5) > 0,
+                            .warm = test_below(&rng, 3) == 0,
                             .seed = test_u64(&rng)};
     /* Whole prompts need a step that holds them; else steps may be so narrow that guesses are cut.
      */
@@ -233,7 +242,7 @@ static void check_models(const struct models *models, int32_t n_ways, int64_t n_
     int32_t n_rounds = text && atoi(text) > 0 ? 10 : 1;
     n_ways /= SHARE;
     n_tokens_min /= SHARE == 1 ? 1 : 2 * SHARE;
-    n_tokens_compared = n_offered = n_accepted = 0;
+    n_tokens_compared = n_offered = n_accepted = n_cached = 0;
     for (int32_t round = 0; round < n_rounds; round++) {
         uint64_t seed = seed_of_run() + (uint64_t)round;
         assert_true(specs_make(models, seed) >= 3);
@@ -243,9 +252,12 @@ static void check_models(const struct models *models, int32_t n_ways, int64_t n_
                 fail_msg("output differs: see above");
         }
     }
-    print_message("%s: %lld tokens compared, %lld guesses offered, %lld accepted\n", models->name,
-                  (long long)n_tokens_compared, (long long)n_offered, (long long)n_accepted);
-    assert_true(n_tokens_compared >= n_tokens_min);
+    print_message(
+        "%s: %lld tokens compared, %lld guesses offered, %lld accepted, %lld prompt tokens "
+        "cached\n",
+        models->name, (long long)n_tokens_compared, (long long)n_offered, (long long)n_accepted,
+        (long long)n_cached);
+    assert_true(n_tokens_compared >= n_tokens_min && n_cached > n_tokens_compared / 40);
     if (SHARE == 1) /* a few ways may all have had the random drafter */
         assert_true(n_accepted > n_tokens_compared / 20 && n_offered > n_accepted);
 }
@@ -334,6 +346,35 @@ static void preemption_at_every_step(void **state) {
     models_close(&models);
 }
 
+/* ---- a prefix hit ---- */
+
+/* Everything is asked twice in one world: the second time no prompt is computed but for its last
+ * page, by any drafter. */
+static void prefix_hit_against_cold(void **state) {
+    (void)state;
+    struct models models;
+    models_open(&models, "tiny q8_0", TINY("target"), TINY("draft"), MOGE_WEIGHTS_Q8_0);
+    assert_true(specs_make(&models, 9) >= 3);
+    for (int32_t drafter = 0; drafter < N_DRAFTERS; drafter++) {
+        struct config config = alone();
+        config.drafter = (enum drafter_kind)drafter;
+        config.mode = MOGE_SPEC_FIXED;
+        config.len = 3;
+        config.n_concurrent = 4;
+        config.n_threads = 2;
+        config.prefill_chunk = 24;
+        config.n_pages = N_SPECS * moge_kv_pages_for(N_CONTEXT);
+        config.prefix_cache = config.warm = true;
+        config.seed = 4;
+        if (differences(&models, &config, true) > 0)
+            fail_msg("output differs after a prefix hit");
+        for (int32_t i = 0; i < N_SPECS; i++)
+            assert_int_equal(outcomes[i].n_cached,
+                             (specs[i].n_prompt - 1) / MOGE_PAGE_TOKENS * MOGE_PAGE_TOKENS);
+    }
+    models_close(&models);
+}
+
 /* ---- the suite can fail ---- */
 
 static void a_wrong_bit_or_pick_is_noticed(void **state) {
@@ -359,9 +400,11 @@ static void a_wrong_bit_or_pick_is_noticed(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(tiny_pair_in_q8_0), cmocka_unit_test(tiny_pair_as_stored),
-        cmocka_unit_test(embedded_pair), cmocka_unit_test(preemption_at_every_step),
-        cmocka_unit_test(a_wrong_bit_or_pick_is_noticed)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(tiny_pair_in_q8_0),
+                                       cmocka_unit_test(tiny_pair_as_stored),
+                                       cmocka_unit_test(embedded_pair),
+                                       cmocka_unit_test(preemption_at_every_step),
+                                       cmocka_unit_test(prefix_hit_against_cold),
+                                       cmocka_unit_test(a_wrong_bit_or_pick_is_noticed)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

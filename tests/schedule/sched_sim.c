@@ -74,7 +74,7 @@ struct world {
 
 /* What the lives have met, so that a world too kind to prove anything is noticed. */
 static int64_t n_finished[MOGE_FINISH_ERROR + 1], n_preempted, n_accepted, n_by_string;
-static int64_t n_refused_age, n_refused_deadline, n_tokens, n_recomputed, n_computed;
+static int64_t n_refused_age, n_refused_deadline, n_tokens, n_recomputed, n_computed, n_cached;
 static double worst_preempted; /* preemptions a token, of any life */
 
 static bool stops_here(const struct moge_req *req, const char *text, size_t *cut) {
@@ -120,8 +120,13 @@ static void client_submit(struct world *w, struct client *c) {
     c->req = req;
     bool is_short = w->grows || test_below(&w->rng, 2);
     req->n_prompt = 1 + test_below(&w->rng, is_short ? 10 : CONTEXT - 2);
+    /* Some begin alike, and some of these keep to themselves. */
+    struct test_rng common = test_rng_init(7 + (uint64_t)test_below(&w->rng, 2));
+    bool begins_alike = test_below(&w->rng, 2);
     for (int32_t i = 0; i < req->n_prompt; i++)
-        req->tokens[i] = test_below(&w->rng, VOCAB);
+        req->tokens[i] = test_below(begins_alike && i < CONTEXT / 2 ? &common : &w->rng, VOCAB);
+    if (test_below(&w->rng, 4) == 0)
+        req->cache_salt[req->cache_salt_len++] = 'a';
     req->max_tokens = 1 + test_below(&w->rng, w->grows ? CONTEXT : 60);
     req->spec_mode = test_below(&w->rng, 4) ? MOGE_SPEC_AUTO : MOGE_SPEC_OFF;
     req->priority = test_below(&w->rng, 5) == 0 ? test_below(&w->rng, 7) - 3 : 0;
@@ -208,6 +213,7 @@ static void client_finish(struct world *w, struct client *c, enum moge_finish fi
     n_finished[finish]++;
     n_preempted += c->req->usage.n_preempted;
     n_accepted += c->req->usage.n_accepted;
+    n_cached += c->req->usage.n_cached;
     n_by_string += c->req->stop_string >= 0;
     moge_req_release(w->reqs, c->req);
     c->done = true;
@@ -247,7 +253,7 @@ static void world_open(struct world *w, uint64_t seed) {
     w->draft = (struct moge_draft){test_rng_init(seed + 1), test_below(&w->rng, 101)};
     struct moge_kv_options kv = {CONTEXT / MOGE_PAGE_TOKENS +
                                      test_below(&w->rng, w->grows ? 12 : 40),
-                                 SLOTS_MAX, CONTEXT / MOGE_PAGE_TOKENS, true};
+                                 SLOTS_MAX, CONTEXT / MOGE_PAGE_TOKENS, test_below(&w->rng, 4) > 0};
     TEST_OK(moge_kv_new(&w->kv, &kv, &err), err);
     TEST_OK(moge_reqs_new(&w->reqs, N_REQS, CONTEXT, &err), err);
     struct moge_queue_options queue = {4 + test_below(&w->rng, 20), 4 * CONTEXT};
@@ -400,14 +406,14 @@ static void seeded_lives(void **state) {
         (long long)n_finished[MOGE_FINISH_DEADLINE], (long long)n_finished[MOGE_FINISH_REFUSED],
         (long long)n_refused_age, (long long)n_refused_deadline, (long long)n_accepted);
     print_message("tokens %lld, preemptions %lld (at worst %.3f a token), positions computed %lld, "
-                  "of them again %lld\n",
+                  "of them again %lld, prompt tokens cached %lld\n",
                   (long long)n_tokens, (long long)n_preempted, worst_preempted,
-                  (long long)n_computed, (long long)n_recomputed);
+                  (long long)n_computed, (long long)n_recomputed, (long long)n_cached);
     if (n_seeds < 100)
         return;
     assert_true(n_finished[MOGE_FINISH_STOP] && n_by_string && n_finished[MOGE_FINISH_LENGTH]);
     assert_true(n_finished[MOGE_FINISH_CANCELLED] && n_finished[MOGE_FINISH_DEADLINE]);
-    assert_true(n_preempted && n_accepted && n_refused_age && n_refused_deadline);
+    assert_true(n_cached && n_preempted && n_accepted && n_refused_age && n_refused_deadline);
 }
 
 static int seed_tell(void **state) {

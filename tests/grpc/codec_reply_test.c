@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Streamed replies: what was put in comes out of an independent decoder (protobuf-c's own). */
+#include "server/grpc/codec_reply.c"
+
+#include "tests/grpc/codec_sample.h"
+
+static void push(int32_t id, const char *text, bool hidden, int32_t n_top) {
+    struct moge_token_out out = {.id = id, .text_len = (int32_t)strlen(text), .hidden = hidden};
+    out.logprobs.n_top = n_top;
+    out.logprobs.chosen = -0.5f;
+    out.logprobs.rank = 1;
+    for (int i = 0; i < n_top; i++) {
+        out.logprobs.top[i].id = 5 + i;
+        out.logprobs.top[i].logprob = -0.5f - (float)i;
+    }
+    moge_req_push(req, &out, text);
+}
+
+static void test_chunks(void **state) {
+    (void)state;
+    static struct moge_chunk chunk;
+    struct moge_bytes out = {0};
+    struct sample s;
+    struct moge_err err = {0};
+    sample_init(&s);
+    TEST_OK(decode_sample(&s, &err), err);
+    assert_false(moge_chunk_fill(&chunk, req));
+    push(5, "se", false, 2);
+    push(6, "", false, 2);
+    push(2, "lect", true, -1); /* text that was held back, under a token that is not shown */
+    assert_true(moge_chunk_fill(&chunk, req));
+    req->usage = (struct moge_usage){.n_prompt = 3, .n_output = 3, .n_offered = 4, .n_accepted = 1};
+    req->usage.offered_at[0] = req->usage.offered_at[1] = 2;
+    req->usage.accepted_at[0] = 1;
+    req->usage.queue_us = 7;
+    req->usage.prefill_us = 5;
+    req->stop_id = 2;
+    req->sample.seed = 99;
+    atomic_store(&req->finish, MOGE_FINISH_STOP);
+    assert_int_equal(moge_codec_chunk(service, &chunk, req, &out), 0);
+    Moge__V1__GenerateResponse *r = moge__v1__generate_response__unpack(NULL, out.len, out.data);
+    assert_int_equal(r->n_token_ids, 2);
+    assert_int_equal(r->token_ids[1], 6);
+    assert_int_equal(r->text.len, 6);
+    assert_memory_equal(r->text.data, "select", 6);
+    assert_int_equal(r->n_logprobs, 2);
+    assert_int_equal(r->logprobs[1]->n_top, 2);
+    assert_int_equal(r->logprobs[1]->top[1]->id, 6);
+    assert_int_equal(r->finish->reason, MOGE__V1__FINISH__REASON__REASON_STOP);
+    assert_int_equal(r->finish->matched_case, MOGE__V1__FINISH__MATCHED_MATCHED_TOKEN_ID);
+    assert_int_equal(r->finish->matched_token_id, 2);
+    assert_int_equal(r->finish->seed, 99);
+    assert_int_equal(r->finish->usage->output_tokens, 3);
+    assert_int_equal(r->finish->timings->time_to_first_token_us, 12);
+    assert_int_equal(r->finish->guesses->n_offered_by_position, 2);
+    assert_int_equal(r->finish->guesses->accepted_by_position[1], 0);
+    moge__v1__generate_response__free_unpacked(r, NULL);
+    free(out.data);
+}
+
+/* Without log-probabilities and without an end there is only text and ids. */
+static void test_plain_chunk(void **state) {
+    (void)state;
+    static struct moge_chunk chunk;
+    struct moge_bytes out = {0};
+    struct sample s;
+    struct moge_err err = {0};
+    sample_init(&s);
+    TEST_OK(decode_sample(&s, &err), err);
+    push(5, "x", false, -1);
+    assert_true(moge_chunk_fill(&chunk, req));
+    assert_int_equal(moge_codec_chunk(service, &chunk, NULL, &out), 0);
+    Moge__V1__GenerateResponse *r = moge__v1__generate_response__unpack(NULL, out.len, out.data);
+    assert_int_equal(r->n_logprobs, 0);
+    assert_null(r->finish);
+    moge__v1__generate_response__free_unpacked(r, NULL);
+    free(out.data);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_chunks),
+                                       cmocka_unit_test(test_plain_chunk)};
+    return cmocka_run_group_tests(tests, setup, teardown);
+}
