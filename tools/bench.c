@@ -10,6 +10,7 @@ static const struct {
     const char *help;
 } benches[] = {
     {"engine", moge_bench_engine, "forward passes alone: prefill, decode, verify, batch"},
+    {"spec", moge_bench_spec, "speculation off, auto and of fixed lengths, in turns"},
 };
 #define N_BENCHES (sizeof benches / sizeof benches[0])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""moge bench engine on a tiny model: every figure is there and agrees with the others."""
+"""moge bench engine and spec on a tiny model: every figure is there and agrees with the others."""
 import csv
 import json
 import os
@@ -100,6 +100,78 @@ class Bench(unittest.TestCase):
                               stdin=nonsense + "\n")
             self.assertIn(nonsense if nonsense != "greedy 4" else "pass failed", said)
             self.assertEqual(said.count("\n"), 1)
+
+    def spec(self, *arguments):
+        text = self.bench("spec", "--model", self.model, "--json", "--tokens", "12", "--rounds",
+                          "2", *arguments)
+        return [json.loads(line) for line in text.splitlines()]
+
+    def test_speculation(self):
+        lines = self.spec("--acceptance", "1", "--batch", "1,3", "--modes", "off,auto,2")
+        self.assertEqual([(line["batch"], line["mode"]) for line in lines],
+                         [(batch, mode) for batch in (1, 3) for mode in ("off", "auto", 2)])
+        for line in lines:
+            self.assertTrue(0 < line["tok_s_q1"] <= line["tok_s"] <= line["tok_s_q3"])
+            self.assertLessEqual(line["ratio_q1"], line["ratio"])
+            self.assertLessEqual(line["accepted"], line["offered"])
+            self.assertEqual((line["drafter"], line["acceptance"]), ("oracle", [1, 1]))
+        for line in lines:
+            if line["mode"] == "off":
+                self.assertEqual((line["acceptance_length"], line["offered"], line["ratio"]),
+                                 (1, 0, 1))
+            if line["mode"] == 2:  # a drafter that is always right: three tokens a step
+                self.assertEqual(line["acceptance_length"], 3)
+                self.assertEqual(line["offered"], line["accepted"])
+
+    def test_an_oracle_that_changes(self):
+        lines = self.spec("--acceptance", "1/0", "--batch", "2", "--modes", "1", "--tokens", "40",
+                          "--draft-cost", "0.1")
+        self.assertNotIn("ratio", lines[0])
+        self.assertEqual(lines[0]["draft_cost"], 0.1)
+        # Twice as fast through the first half of the tokens, which is a third of the steps.
+        self.assertAlmostEqual(lines[0]["acceptance_length"], 4 / 3, delta=0.05)
+        self.assertEqual(self.spec("--acceptance", "0", "--batch", "1", "--modes", "4")[0]
+                         ["acceptance_length"], 1)
+
+    def test_a_model_that_drafts_for_itself(self):
+        lines = self.spec("--draft", self.model, "--batch", "2", "--modes", "off,3",
+                          "--temperature", "1")
+        self.assertEqual((lines[1]["drafter"], lines[1]["acceptance_length"]), ("model", 4))
+        self.assertNotIn("acceptance", lines[1])
+        self.assertEqual(self.spec("--acceptance", "real", "--batch", "1", "--modes", "3")[0]
+                         ["drafter"], "ngram")
+
+    def test_speculation_for_people(self):
+        text = self.bench("spec", "--model", self.model, "--batch", "1", "--modes", "off,auto,4",
+                          "--tokens", "8", "--rounds", "1")
+        words = [line.split() for line in text.splitlines()]
+        self.assertEqual([word[:2] for word in words[2:]],
+                         [["batch", "mode"], ["1", "off"], ["1", "auto"], ["1", "4"]])
+
+    def test_wrong_options_of_speculation(self):
+        for arguments, said in (
+                ((), "--model is missing"),
+                (("--model", self.model, "--acceptance", "1.1"), "--acceptance cannot be '1.1'"),
+                (("--model", self.model, "--acceptance", "0.5/"), "--acceptance cannot be '0.5/'"),
+                (("--model", self.model, "--acceptance", "nan"), "--acceptance cannot be 'nan'"),
+                (("--model", self.model, "--modes", "off,17"), "--modes cannot be 'off,17'"),
+                (("--model", self.model, "--batch", "1,,2"), "--batch cannot be '1,,2'"),
+                (("--model", self.model, "--batch", "0"), "--batch cannot be '0'"),
+                (("--model", self.model, "--drafter", "model"), "this drafter needs --draft"),
+                (("--model", self.model, "--drafter", "ngram", "--acceptance", "0.5"),
+                 "--acceptance P is for the oracle"),
+                (("--model", self.model, "--drafter", "oracle", "--acceptance", "real"),
+                 "the oracle has no acceptance of its own"),
+                (("--model", self.model, "extra"), "there is an argument too many"),
+                (("--model",), "--model is no option, or lacks its value")):
+            said_by_it = self.bench("spec", *arguments, status=2)
+            self.assertIn(said, said_by_it)
+            self.assertEqual(said_by_it.count("\n"), 1)
+        for arguments, said in (
+                (("--model", self.folder.name + "/none"), "none"),
+                (("--model", self.model, "--tokens", "65536"), "was made for"),
+                (("--model", self.model, "--text", self.folder.name + "/none"), "cannot be read")):
+            self.assertIn(said, self.bench("spec", *arguments, status=1))
 
     def test_wrong_options(self):
         for arguments, said in (

@@ -1,0 +1,347 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The loop that is measured: guesses, forward, verification, learning, as in the scheduler's step,
+ * over spans that can be set back to their prompts.  Every run starts from the same prompts and
+ * must yield the same tokens, whatever its mode. */
+#include "tools/bench_spec.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "moge/tokenizer.h"
+
+#define WARM_STEPS 8
+
+int64_t moge_spec_now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static size_t stride_of(const struct spec_bench *bench) {
+    return (size_t)bench->n_context + MOGE_DRAFT_LEN_MAX + 1;
+}
+
+static int32_t *tokens_of(const struct spec_bench *bench, int32_t i) {
+    return bench->tokens + (size_t)i * stride_of(bench);
+}
+
+/* ---- the drafter is lent to two policies ---- */
+
+static void lent_guess(void *self, struct moge_span *const *spans, const int32_t *want,
+                       int32_t n_spans) {
+    const struct moge_drafter *drafter = self;
+    drafter->ops->guess(drafter->self, spans, want, n_spans);
+}
+static int32_t lent_debt(void *self, const struct moge_span *span) {
+    const struct moge_drafter *drafter = self;
+    return drafter->ops->debt ? drafter->ops->debt(drafter->self, span) : 0;
+}
+static void lent_forget(void *self, int32_t slot) {
+    const struct moge_drafter *drafter = self;
+    drafter->ops->forget(drafter->self, slot);
+}
+static void lent_free(void *self) {
+    (void)self;
+}
+static const struct moge_drafter_ops lent_ops = {.name = "lent",
+                                                 .guess = lent_guess,
+                                                 .debt = lent_debt,
+                                                 .forget = lent_forget,
+                                                 .free = lent_free};
+
+/* ---- opening ---- */
+
+static int drafter_open(struct spec_bench *bench, int32_t n_pages, struct moge_err *err) {
+    const struct spec_options *options = &bench->options;
+    struct moge_draft_lm_options lm = {.n_pages = n_pages,
+                                       .n_slots = bench->n_seqs,
+                                       .n_rows_max = 512,
+                                       .n_context_max = bench->n_context};
+    if (options->drafter == SPEC_DRAFTER_ORACLE)
+        return moge_spec_oracle_new(&bench->drafter, bench, err);
+    if (options->drafter == SPEC_DRAFTER_NGRAM)
+        return moge_draft_ngram_new(&bench->drafter, bench->n_seqs, bench->n_context, err);
+    return moge_draft_lm_new(&bench->drafter, bench->draft_model, bench->threads, &lm, err);
+}
+
+static int policies_open(struct spec_bench *bench, struct moge_err *err) {
+    struct moge_draft_options options = {.drafter = {&lent_ops, &bench->drafter},
+                                         .n_slots = bench->n_seqs,
+                                         .draft_len_max = MOGE_DRAFT_LEN_MAX,
+                                         .now_ns = moge_spec_now_ns};
+    int rc = moge_draft_new(&bench->fixed, &options, err);
+    return rc ? rc : moge_draft_new(&bench->adaptive, &options, err);
+}
+
+static int models_open(struct spec_bench *bench, struct moge_err *err) {
+    const struct spec_options *options = &bench->options;
+    struct moge_model_options open = {.weights = options->weights, .huge_pages = true};
+    int rc = moge_model_open(&bench->model, options->model, &open, err);
+    if (rc == 0 && options->draft)
+        rc = moge_model_open(&bench->draft_model, options->draft, &open, err);
+    if (rc == 0 && options->draft)
+        rc = moge_tokenizer_compare(moge_model_tokenizer(bench->model),
+                                    moge_model_tokenizer(bench->draft_model), err);
+    if (rc == 0 && options->draft &&
+        moge_model_info(bench->draft_model)->n_vocab < moge_model_info(bench->model)->n_vocab)
+        rc = moge_fail(err, MOGE_INVALID, "the draft has fewer tokens than the model");
+    int32_t made_for = rc == 0 ? moge_model_info(bench->model)->n_context : 0;
+    if (rc == 0 && bench->n_context > made_for)
+        rc = moge_fail(err, MOGE_INVALID, "%d tokens are needed, but the model was made for %d",
+                       bench->n_context, made_for);
+    return rc;
+}
+
+static int memory_open(struct spec_bench *bench, struct moge_err *err) {
+    size_t n_seqs = (size_t)bench->n_seqs;
+    bench->tokens = calloc(n_seqs * stride_of(bench), sizeof *bench->tokens);
+    bench->truth = calloc(n_seqs * stride_of(bench), sizeof *bench->truth);
+    bench->n_known = calloc(n_seqs, sizeof *bench->n_known);
+    bench->params = calloc(n_seqs, sizeof *bench->params);
+    bench->batch.spans = calloc(n_seqs, sizeof *bench->batch.spans);
+    if (!bench->tokens || !bench->truth || !bench->n_known || !bench->params || !bench->batch.spans)
+        return moge_fail(err, MOGE_NOMEM, "no memory for %d sequences of %d tokens", bench->n_seqs,
+                         bench->n_context);
+    for (int32_t i = 0; i < bench->n_seqs; i++) {
+        bench->params[i] = moge_sample_params_default();
+        bench->params[i].temperature = bench->options.temperature;
+        bench->params[i].seed = bench->options.seed + (uint64_t)i;
+    }
+    return 0;
+}
+
+static int parts_open(struct spec_bench *bench, struct moge_err *err) {
+    int32_t pages_each = moge_kv_pages_for(bench->n_context), n_pages = pages_each * bench->n_seqs;
+    int32_t n_rows = bench->n_seqs * (1 + bench->step_len_max);
+    n_rows = n_rows < bench->options.n_prompt ? bench->options.n_prompt : n_rows;
+    int32_t n_vocab = moge_model_info(bench->model)->n_vocab;
+    struct moge_kv_options kv = {
+        .n_pages = n_pages, .n_slots = bench->n_seqs, .pages_per_slot_max = pages_each};
+    struct moge_engine_options engine = {.n_pages = n_pages,
+                                         .n_rows_max = n_rows,
+                                         .n_logits_max = n_rows,
+                                         .n_context_max = bench->n_context};
+    int rc = moge_kv_new(&bench->kv, &kv, err);
+    if (rc == 0)
+        rc = moge_engine_new(&bench->engine, bench->model, bench->threads, &engine, err);
+    if (rc == 0)
+        rc = moge_accept_new(&bench->accept, n_vocab, bench->threads, err);
+    bench->batch.n_spans_cap = bench->n_seqs;
+    bench->batch.n_rows_cap = bench->batch.n_logits_cap = n_rows;
+    bench->batch.n_vocab = n_vocab;
+    if (rc == 0)
+        rc = drafter_open(bench, n_pages, err);
+    for (int32_t i = 0; i < bench->n_seqs && rc == 0; i++) {
+        int32_t slot = moge_kv_slot_take(bench->kv);
+        rc = slot == i ? moge_kv_reserve(bench->kv, slot, bench->n_context) : MOGE_INTERNAL;
+    }
+    return rc ? rc : policies_open(bench, err);
+}
+
+/* ---- prompts ---- */
+
+/* Whole text in ids, cut into prompts at even distances. */
+static int prompts_from_text(struct spec_bench *bench, struct moge_err *err) {
+    FILE *file = fopen(bench->options.text, "rb");
+    char *text = file ? malloc(1 << 20) : NULL;
+    int32_t *ids = text ? malloc((1 << 20) * sizeof *ids) : NULL,
+            n_prompt = bench->options.n_prompt;
+    int n = 0;
+    if (ids) {
+        size_t len = fread(text, 1, 1 << 20, file);
+        n = moge_tokenizer_encode(moge_model_tokenizer(bench->model), text, len, 0, ids, 1 << 20);
+    }
+    int64_t apart = n > n_prompt ? (n - n_prompt) / bench->n_seqs : 0;
+    for (int32_t i = 0; i < bench->n_seqs && apart > 0; i++)
+        memcpy(tokens_of(bench, i), ids + apart * i, (size_t)n_prompt * sizeof *ids);
+    free(ids);
+    free(text);
+    if (file)
+        fclose(file);
+    return apart > 0 ? 0
+                     : moge_fail(err, MOGE_IO, "%s cannot be read, or is too short for %d prompts",
+                                 bench->options.text, bench->n_seqs);
+}
+
+static int prompts_make(struct spec_bench *bench, struct moge_err *err) {
+    if (bench->options.text)
+        return prompts_from_text(bench, err);
+    uint64_t state = bench->options.seed;
+    for (int32_t i = 0; i < bench->n_seqs; i++)
+        for (int32_t j = 0; j < bench->options.n_prompt; j++) {
+            state = state * 6364136223846793005u + 1442695040888963407u;
+            tokens_of(bench, i)[j] =
+                (int32_t)((state >> 33) % (uint64_t)(bench->batch.n_vocab - 3)) + 3;
+        }
+    return 0;
+}
+
+/* ---- steps ---- */
+
+static void span_add(struct spec_bench *bench, int32_t i, int32_t mode) {
+    int32_t room = bench->n_context - bench->n_known[i] - 1;
+    bench->batch.spans[bench->batch.n_spans++] =
+        (struct moge_span){.tokens = tokens_of(bench, i),
+                           .pages = moge_kv_table(bench->kv, i),
+                           .slot = i,
+                           .pos = bench->n_known[i] - 1,
+                           .n_rows = 1,
+                           .n_known = bench->n_known[i],
+                           .n_prompt = bench->options.n_prompt,
+                           .n_logits = 1,
+                           .guess_max = room < bench->step_len_max ? room : bench->step_len_max,
+                           .spec_mode = mode == SPEC_AUTO ? MOGE_SPEC_AUTO
+                                        : mode            ? MOGE_SPEC_FIXED
+                                                          : MOGE_SPEC_OFF,
+                           .spec_len = mode,
+                           .sample = &bench->params[i]};
+}
+
+/* One step of the sequences that have room left.  Returns the tokens decided, negative on failure.
+ */
+static int64_t step(struct spec_bench *bench, struct moge_draft *draft, int32_t n_batch,
+                    int32_t mode, struct spec_sample *out) {
+    struct moge_batch *batch = &bench->batch;
+    batch->n_spans = 0;
+    for (int32_t i = 0; i < n_batch; i++)
+        if (bench->n_known[i] < bench->n_context)
+            span_add(bench, i, mode);
+    if (batch->n_spans == 0)
+        return 0;
+    moge_draft_propose(draft, batch);
+    int64_t begin_ns = moge_spec_now_ns();
+    if (moge_engine_forward(bench->engine, batch) != 0)
+        return -1;
+    int64_t forward_ns = moge_spec_now_ns() - begin_ns, n_out = 0;
+    moge_accept_batch(bench->accept, batch);
+    for (int32_t i = 0; i < batch->n_spans; i++) {
+        const struct moge_span *span = &batch->spans[i];
+        bench->n_known[span->slot] += span->n_out;
+        n_out += span->n_out;
+        out->n_offered += span->n_guess;
+        out->n_accepted += span->n_accepted;
+    }
+    moge_draft_observe(draft, batch, forward_ns);
+    return n_out;
+}
+
+static int failed(struct moge_err *err) {
+    return moge_fail(err, MOGE_INTERNAL, "a forward pass failed");
+}
+
+/* All but the prompts' last tokens, one sequence a pass: every run begins with those rows. */
+static int prompts_compute(struct spec_bench *bench, struct moge_err *err) {
+    for (int32_t i = 0; i < bench->n_seqs && bench->options.n_prompt > 1; i++) {
+        bench->n_known[i] = bench->options.n_prompt;
+        bench->batch.n_spans = 0;
+        span_add(bench, i, 0);
+        struct moge_span *span = &bench->batch.spans[0];
+        span->pos = 0;
+        span->n_rows = bench->options.n_prompt - 1;
+        span->n_logits = 0;
+        if (moge_engine_forward(bench->engine, &bench->batch) != 0)
+            return failed(err);
+    }
+    return 0;
+}
+
+static int by_size(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+/* The true continuations, and what a step of one row takes. */
+static int truth_make(struct spec_bench *bench, struct moge_err *err) {
+    struct spec_sample unused = {0};
+    double ns[WARM_STEPS];
+    for (int32_t i = 0; i < bench->n_seqs; i++)
+        bench->n_known[i] = bench->options.n_prompt;
+    for (int32_t i = 0; i < WARM_STEPS; i++) {
+        int64_t begin_ns = moge_spec_now_ns();
+        if (step(bench, bench->fixed, 1, 0, &unused) < 0)
+            return failed(err);
+        ns[i] = (double)(moge_spec_now_ns() - begin_ns);
+    }
+    qsort(ns, WARM_STEPS, sizeof ns[0], by_size);
+    bench->step_ns = ns[WARM_STEPS / 2];
+    int64_t n_out = 1;
+    while (n_out > 0)
+        n_out = step(bench, bench->fixed, bench->n_seqs, 0, &unused);
+    if (n_out < 0)
+        return failed(err);
+    memcpy(bench->truth, bench->tokens,
+           (size_t)bench->n_seqs * stride_of(bench) * sizeof *bench->truth);
+    return 0;
+}
+
+int moge_spec_open(struct spec_bench *bench, struct moge_err *err) {
+    const struct spec_options *options = &bench->options;
+    bench->n_context = options->n_prompt + 2 * options->n_tokens;
+    for (int32_t i = 0; i < options->n_batches; i++)
+        if (options->batches[i] > bench->n_seqs)
+            bench->n_seqs = options->batches[i];
+    bench->step_len_max = MOGE_DRAFT_LEN_MAX;
+    int rc = moge_threads_new(&bench->threads, options->n_threads, err);
+    if (rc == 0)
+        rc = models_open(bench, err);
+    if (rc == 0)
+        rc = memory_open(bench, err);
+    if (rc == 0)
+        rc = parts_open(bench, err);
+    if (rc == 0)
+        rc = prompts_make(bench, err);
+    if (rc == 0)
+        rc = prompts_compute(bench, err);
+    return rc ? rc : truth_make(bench, err);
+}
+
+void moge_spec_close(struct spec_bench *bench) {
+    moge_draft_free(bench->fixed);
+    moge_draft_free(bench->adaptive);
+    if (bench->drafter.ops)
+        bench->drafter.ops->free(bench->drafter.self);
+    moge_accept_free(bench->accept);
+    moge_engine_free(bench->engine);
+    moge_kv_free(bench->kv);
+    moge_model_close(bench->draft_model);
+    moge_model_close(bench->model);
+    moge_threads_free(bench->threads);
+    free(bench->tokens);
+    free(bench->truth);
+    free(bench->n_known);
+    free(bench->params);
+    free(bench->batch.spans);
+}
+
+/* ---- one run ---- */
+
+int moge_spec_run(struct spec_bench *bench, int32_t n_batch, int32_t mode, int32_t round,
+                  struct spec_sample *out, struct moge_err *err) {
+    struct moge_draft *draft = mode == SPEC_AUTO ? bench->adaptive : bench->fixed;
+    int64_t n_tokens = 0, n_steps = 0, n_goal = (int64_t)n_batch * bench->options.n_tokens;
+    if (bench->options.drafter == SPEC_DRAFTER_ORACLE)
+        moge_spec_oracle_round(&bench->drafter, round);
+    for (int32_t i = 0; i < n_batch; i++) {
+        bench->n_known[i] = bench->options.n_prompt;
+        moge_draft_forget(draft, i);
+    }
+    *out = (struct spec_sample){0};
+    int64_t begin_ns = moge_spec_now_ns();
+    while (n_tokens < n_goal) {
+        int64_t n = step(bench, draft, n_batch, mode, out);
+        if (n < 0)
+            return failed(err);
+        n_tokens += n;
+        n_steps += bench->batch.n_spans;
+    }
+    out->tok_s = (double)n_tokens * 1e9 / (double)(moge_spec_now_ns() - begin_ns);
+    out->acceptance_length = (double)n_tokens / (double)n_steps;
+    for (int32_t i = 0; i < n_batch; i++)
+        if (memcmp(tokens_of(bench, i), bench->truth + (size_t)i * stride_of(bench),
+                   (size_t)bench->n_known[i] * sizeof *bench->truth) != 0)
+            return moge_fail(err, MOGE_INTERNAL, "sequence %d of %d yields other tokens in mode %d",
+                             i, n_batch, mode);
+    return 0;
+}
