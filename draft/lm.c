@@ -350,7 +350,8 @@ static int lm_init(struct lm *lm, const struct moge_model *model,
     struct moge_engine_options engine = {.n_pages = options->n_pages,
                                          .n_rows_max = lm->n_rows_max,
                                          .n_logits_max = options->n_slots,
-                                         .n_context_max = lm->n_context_max};
+                                         .n_context_max = lm->n_context_max,
+                                         .kv_type = options->kv_type};
     return moge_engine_new(&lm->engine, model, lm->threads, &engine, err);
 }
 

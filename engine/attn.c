@@ -74,10 +74,63 @@ static void f32_values(const struct moge_kernels *kernels, const float *p, size_
                           values + (ptrdiff_t)t * head_dim, head_dim);
 }
 
+static size_t f16_bytes(int32_t head_dim) {
+    return (size_t)head_dim * MOGE_PAGE_TOKENS * sizeof(uint16_t);
+}
+
+static size_t f32_bytes(int32_t head_dim) {
+    return (size_t)head_dim * MOGE_PAGE_TOKENS * sizeof(float);
+}
+
+static size_t q8_0_bytes(int32_t head_dim) {
+    return ((size_t)head_dim + MOGE_QBLOCK - 1) / MOGE_QBLOCK * sizeof(struct moge_kv_q8_0);
+}
+
+/* Quantises columns i.. of one position, padded with zeros to a block. */
+static int32_t q8_0_block(const struct moge_kernels *kernels, const float *x, int32_t i, int32_t n,
+                          int8_t *q, uint16_t *d) {
+    float block[MOGE_QBLOCK] = {0}, scale;
+    int32_t sum, n_part = n - i < MOGE_QBLOCK ? n - i : MOGE_QBLOCK;
+    memcpy(block, x + i, (size_t)n_part * sizeof *block);
+    kernels->quantize(block, MOGE_QBLOCK, q, &scale, &sum);
+    kernels->f32_to_f16(&scale, d, 1);
+    return n_part;
+}
+
+static void q8_0_store_key(const struct moge_kernels *kernels, const float *x, void *page,
+                           int32_t t, int32_t n) {
+    struct moge_kv_q8_0 *blocks = page;
+    int8_t q[MOGE_QBLOCK];
+    for (int32_t i = 0; i < n; i += MOGE_QBLOCK, blocks++) {
+        int32_t n_part = q8_0_block(kernels, x, i, n, q, &blocks->d[t]);
+        for (int32_t j = 0; j < n_part; j++)
+            blocks->q[j * MOGE_PAGE_TOKENS + t] = q[j];
+    }
+}
+
+static void q8_0_store_value(const struct moge_kernels *kernels, const float *x, void *page,
+                             int32_t t, int32_t n) {
+    struct moge_kv_q8_0 *blocks = page;
+    for (int32_t i = 0; i < n; i += MOGE_QBLOCK, blocks++)
+        q8_0_block(kernels, x, i, n, blocks->q + t * MOGE_QBLOCK, &blocks->d[t]);
+}
+
+static void q8_0_scores(const struct moge_kernels *kernels, const float *q, int32_t n_q,
+                        const void *k, int32_t n_tok, int32_t head_dim, float scale, float *scores,
+                        size_t stride) {
+    kernels->attn_scores_q8_0(q, n_q, k, n_tok, head_dim, scale, scores, stride);
+}
+
+static void q8_0_values(const struct moge_kernels *kernels, const float *p, size_t stride,
+                        int32_t n_q, const void *v, int32_t n_tok, int32_t head_dim, float *out) {
+    kernels->attn_values_q8_0(p, stride, n_q, v, n_tok, head_dim, out);
+}
+
 const struct moge_kv_format *moge_kv_format(enum moge_kv_type type) {
     static const struct moge_kv_format formats[] = {
-        [MOGE_KV_F16] = {sizeof(uint16_t), f16_store_key, f16_store_value, f16_scores, f16_values},
-        [MOGE_KV_F32] = {sizeof(float), f32_store, f32_store, f32_scores, f32_values},
+        [MOGE_KV_F16] = {f16_bytes, f16_store_key, f16_store_value, f16_scores, f16_values},
+        [MOGE_KV_F32] = {f32_bytes, f32_store, f32_store, f32_scores, f32_values},
+        [MOGE_KV_Q8_0] = {q8_0_bytes, q8_0_store_key, q8_0_store_value, q8_0_scores, q8_0_values},
     };
     return (size_t)type < sizeof formats / sizeof formats[0] ? &formats[type] : NULL;
 }
@@ -91,8 +144,7 @@ static void *kv_page(const struct moge_engine *engine, int32_t layer, int which,
     size_t block =
         (((size_t)layer * n_pages + page) * 2 + (size_t)which) * (size_t)info->n_kv_heads +
         (size_t)kv_head;
-    return engine->kv +
-           block * MOGE_PAGE_TOKENS * (size_t)info->head_dim * engine->kv_format->value_bytes;
+    return engine->kv + block * engine->kv_block_bytes;
 }
 
 /* ---- the work ---- */

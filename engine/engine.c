@@ -8,10 +8,12 @@
 
 #include "engine/engine_state.h"
 
-int64_t moge_engine_page_bytes(const struct moge_model *model) {
+int64_t moge_engine_page_bytes(const struct moge_model *model, enum moge_kv_type kv_type) {
     const struct moge_model_info *info = &model->info;
-    return (int64_t)info->n_layers * 2 * info->n_kv_heads * MOGE_PAGE_TOKENS * info->head_dim *
-           (int64_t)sizeof(uint16_t);
+    const struct moge_kv_format *format = moge_kv_format(kv_type);
+    MOGE_ASSERT(format != NULL);
+    return (int64_t)info->n_layers * 2 * info->n_kv_heads *
+           (int64_t)format->block_bytes(info->head_dim);
 }
 
 static int options_check(const struct moge_model *model, const struct moge_engine_options *options,
@@ -186,8 +188,8 @@ int moge_engine_new(struct moge_engine **out, const struct moge_model *model,
     engine->row_macs = row_macs(model);
     engine->pass_macs_alone = (int64_t)MEETING_MACS * (5 * model->info.n_layers + 5);
     engine->router_macs_alone = MEETING_MACS;
-    size_t page_bytes =
-        (size_t)moge_engine_page_bytes(model) / sizeof(uint16_t) * engine->kv_format->value_bytes;
+    engine->kv_block_bytes = engine->kv_format->block_bytes(model->info.head_dim);
+    size_t page_bytes = (size_t)moge_engine_page_bytes(model, options->kv_type);
     rc = moge_arena_init(&engine->kv_arena, page_bytes * (size_t)options->n_pages, err);
     if (rc == 0)
         rc = moge_arena_init(&engine->arena, scratch_bytes(engine), err);

@@ -42,7 +42,8 @@ struct moge_engine {
     struct moge_engine_options options;
     struct moge_arena kv_arena, arena;
     const struct moge_kv_format *kv_format;
-    unsigned char *kv; /* [n_layers, n_pages, 2 (K, V), n_kv_heads, 16, head_dim] of the format */
+    size_t kv_block_bytes; /* of one KV head's keys, or values, in one page */
+    unsigned char *kv;     /* [n_layers, n_pages, 2 (K, V), n_kv_heads] blocks of the format */
     float *rope;       /* [n_context_max, head_dim / 2, 2 (cos, sin)] */
     float *logits;     /* [n_logits_max, n_vocab] */
     struct moge_worker *workers; /* [threads of the pool] */
@@ -78,7 +79,7 @@ struct moge_engine {
 /* How a format keeps keys and values, and reads a page of one KV head; contracts as in kernels.h.
  */
 struct moge_kv_format {
-    size_t value_bytes;
+    size_t (*block_bytes)(int32_t head_dim); /* of 16 positions of one KV head */
     /* Position t (0..15) of a page's block of one KV head; [n] values. */
     void (*store_key)(const struct moge_kernels *kernels, const float *x, void *page, int32_t t,
                       int32_t n);

@@ -241,7 +241,7 @@ static void info_fill(struct moge_loader *loader) {
         (int64_t)(info->n_experts - info->n_experts_used) * 3 * info->dim * model->expert_dim;
     info->n_params_active = loader->n_params - (loader->moe ? idle * info->n_layers : 0);
     info->weight_bytes = (int64_t)loader->weight_bytes;
-    info->kv_bytes_per_token = moge_engine_page_bytes(model) / MOGE_PAGE_TOKENS;
+    info->kv_bytes_per_token = moge_engine_page_bytes(model, MOGE_KV_F16) / MOGE_PAGE_TOKENS;
     snprintf(info->weights, sizeof info->weights, "%s", moge_type_traits(loader->main_type)->name);
 }
 

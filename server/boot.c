@@ -157,14 +157,18 @@ static int context_choose(const struct moge_boot *boot, int32_t *out, struct mog
     return 0;
 }
 
+static enum moge_kv_type kv_type(int32_t choice) {
+    return choice == MOGE_CONFIG_KV_Q8_0 ? MOGE_KV_Q8_0 : MOGE_KV_F16;
+}
+
 /* Pages that kv-memory pays for; by default those of max-running whole contexts, as far as a
  * quarter of the machine's memory goes. */
 static int pages_choose(const struct moge_boot *boot, int32_t n_context, int32_t *out,
                         struct moge_err *err) {
     const struct moge_config *config = boot->config;
-    int64_t page_bytes = moge_engine_page_bytes(boot->model);
+    int64_t page_bytes = moge_engine_page_bytes(boot->model, kv_type(config->kv_type));
     if (boot->draft_model)
-        page_bytes += moge_engine_page_bytes(boot->draft_model);
+        page_bytes += moge_engine_page_bytes(boot->draft_model, kv_type(config->draft_kv_type));
     int64_t per_context = moge_kv_pages_for(n_context), memory = config->kv_memory;
     int64_t n_pages = per_context * config->max_running;
     if (memory == 0)
@@ -180,8 +184,9 @@ static int pages_choose(const struct moge_boot *boot, int32_t n_context, int32_t
     if (n_pages > INT32_MAX / MOGE_PAGE_TOKENS)
         n_pages = INT32_MAX / MOGE_PAGE_TOKENS;
     *out = (int32_t)n_pages;
-    moge_log(MOGE_LOG_INFO, "KV cache: %d tokens in %.1f MiB; context %d", *out * MOGE_PAGE_TOKENS,
-             (double)(n_pages * page_bytes) / 1048576.0, n_context);
+    moge_log(MOGE_LOG_INFO, "KV cache: %d tokens in %.1f MiB (%s); context %d",
+             *out * MOGE_PAGE_TOKENS, (double)(n_pages * page_bytes) / 1048576.0,
+             config->kv_type == MOGE_CONFIG_KV_Q8_0 ? "q8_0" : "f16", n_context);
     return 0;
 }
 
@@ -214,7 +219,8 @@ static int drafter_open(struct moge_boot *boot, int32_t n_context, int32_t n_pag
     struct moge_draft_lm_options options = {.n_pages = n_pages,
                                             .n_slots = config->max_running,
                                             .n_rows_max = config->step_rows,
-                                            .n_context_max = n_context};
+                                            .n_context_max = n_context,
+                                            .kv_type = kv_type(config->draft_kv_type)};
     boot->service.drafter = "none";
     if (config->drafter == MOGE_CONFIG_DRAFTER_NONE)
         return 0;
@@ -257,7 +263,8 @@ static int engine_open(struct moge_boot *boot, int32_t n_context, int32_t n_page
     struct moge_engine_options engine = {.n_pages = n_pages,
                                          .n_rows_max = config->step_rows,
                                          .n_logits_max = logits_max(config),
-                                         .n_context_max = n_context};
+                                         .n_context_max = n_context,
+                                         .kv_type = kv_type(config->kv_type)};
     int rc = moge_kv_new(&boot->kv, &kv, err);
     if (rc == 0)
         rc = moge_engine_new(&boot->engine, boot->model, boot->threads, &engine, err);

@@ -58,6 +58,11 @@ static const struct option_row rows[] = {
     {"context", KIND_COUNT, AT(context), "auto", 0, 1 << 20, NULL,
      "Most tokens of one request, prompt and output together.  auto: what the model was made for, "
      "at most 32768."},
+    {"kv-type", KIND_CHOICE, AT(kv_type), "f16", 0, 0, "f16|q8_0",
+     "How the model's keys and values are kept.  q8_0 takes little more than half the memory, and "
+     "rounds more."},
+    {"draft-kv-type", KIND_CHOICE, AT(draft_kv_type), "f16", 0, 0, "f16|q8_0",
+     "The same of the draft model, where it changes the speed alone."},
     {"mlock", KIND_FLAG, AT(mlock), "no", 0, 0, NULL, "Keep the weights in memory."},
     {"huge-pages", KIND_FLAG, AT(huge_pages), "yes", 0, 0, NULL,
      "Ask for huge pages for the weights."},

@@ -21,6 +21,7 @@ enum moge_config_weights {
     MOGE_CONFIG_WEIGHTS_Q4_0,
     MOGE_CONFIG_WEIGHTS_F32
 };
+enum moge_config_kv_type { MOGE_CONFIG_KV_F16, MOGE_CONFIG_KV_Q8_0 };
 enum moge_config_drafter {
     MOGE_CONFIG_DRAFTER_AUTO, /* the draft model if there is one, otherwise n-grams */
     MOGE_CONFIG_DRAFTER_MODEL,
@@ -36,6 +37,8 @@ struct moge_config {
     char model[MOGE_PATH_BYTES]; /* "" is the embedded pair */
     char draft[MOGE_PATH_BYTES]; /* "auto", "none" or a path */
     int32_t weights;             /* enum moge_config_weights */
+    int32_t kv_type;             /* enum moge_config_kv_type */
+    int32_t draft_kv_type;       /* of the draft model */
     bool mlock, huge_pages;
     int32_t isa; /* MOGE_ISA_COUNT order: 0 auto, then scalar, avx2, avx512, vnni */
     int32_t threads;

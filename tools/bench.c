@@ -11,6 +11,7 @@ static const struct {
 } benches[] = {
     {"engine", moge_bench_engine, "forward passes alone: prefill, decode, verify, batch"},
     {"spec", moge_bench_spec, "speculation off, auto and of fixed lengths, in turns"},
+    {"quality", moge_bench_quality, "bits per byte of a text with KV kept in one type or another"},
 };
 #define N_BENCHES (sizeof benches / sizeof benches[0])
 

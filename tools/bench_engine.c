@@ -25,7 +25,9 @@ static const char usage_text[] =
     "  --rows LIST       rows of a pass, as 1,4,8,32 (1,4,8,32)\n"
     "  --prefill N       tokens of a prefill pass, 0 for none (512)\n"
     "  --depth N         positions already there when decoding (128)\n"
+    "  --sequences N     batches of at most so many sequences, 1 for none (all of --rows)\n"
     "  --weights TYPE    as-stored, f32, q8_0 or q4_0 (as-stored)\n"
+    "  --kv TYPE         f16, q8_0 or f32: how keys and values are kept (f16)\n"
     "  --isa LEVEL       at most scalar, avx2, avx512 or vnni (the best there is)\n"
     "  --repeats N       at least so many passes of each kind (5)\n"
     "  --seconds S       and at least for so long (0.5)\n"
@@ -92,6 +94,8 @@ static bool option_take(struct moge_bench *bench, int option, const char *value)
         return parse_int(value, 0, 65536, &bench->n_prefill);
     case 'd':
         return parse_int(value, 0, 1 << 24, &bench->depth);
+    case 'q':
+        return parse_int(value, 1, 65536, &bench->n_seqs_max);
     case 'n':
         return parse_int(value, 1, MOGE_BENCH_REPEATS_MAX, &bench->repeats);
     case 's':
@@ -99,6 +103,10 @@ static bool option_take(struct moge_bench *bench, int option, const char *value)
     case 'w':
         index = name_index(value, weights, 4);
         bench->weights = (enum moge_weights)index;
+        return index >= 0;
+    case 'k':
+        index = name_index(value, moge_bench_kv_names, 3);
+        bench->kv_type = (enum moge_kv_type)index;
         return index >= 0;
     case 'i':
         index = name_index(value, levels, 4);
@@ -130,6 +138,7 @@ static int options_parse(struct moge_bench *bench, int argc, char **argv) {
         {"rows", required_argument, NULL, 'r'},    {"prefill", required_argument, NULL, 'p'},
         {"depth", required_argument, NULL, 'd'},   {"repeats", required_argument, NULL, 'n'},
         {"seconds", required_argument, NULL, 's'}, {"weights", required_argument, NULL, 'w'},
+        {"kv", required_argument, NULL, 'k'},      {"sequences", required_argument, NULL, 'q'},
         {"isa", required_argument, NULL, 'i'},     {"json", no_argument, NULL, 'j'},
         {"csv", required_argument, NULL, 'c'},     {"machine", required_argument, NULL, 'M'},
         {"commit", required_argument, NULL, 'C'},  {"stdin", no_argument, NULL, 'S'},
@@ -180,7 +189,7 @@ static int measure_all(struct moge_bench *bench) {
     for (int32_t i = 0; i < bench->n_counts && rc == 0; i++) {
         int32_t n = bench->counts[i];
         rc = measure(bench, "verify", n);
-        if (rc == 0 && n > 1)
+        if (rc == 0 && n > 1 && n <= bench->n_seqs)
             rc = measure(bench, "batch", n);
     }
     return rc;
@@ -208,10 +217,12 @@ static int measure_line(struct moge_bench *bench, char *line) {
         return greedy(bench, rest);
     int32_t n = 1;
     bool decode = strcmp(name, "decode") == 0, prefill = strcmp(name, "prefill") == 0;
+    bool verify = strcmp(name, "verify") == 0;
+    int32_t n_max = prefill ? bench->n_prefill : verify ? bench->n_rows_max : bench->n_seqs;
     if (decode && !rest)
         return measure(bench, "verify", 1);
-    if (decode || (!prefill && strcmp(name, "verify") != 0 && strcmp(name, "batch") != 0) ||
-        !rest || !parse_int(rest, 1, prefill ? bench->n_prefill : bench->n_seqs, &n))
+    if (decode || (!prefill && !verify && strcmp(name, "batch") != 0) || !rest ||
+        !parse_int(rest, 1, n_max, &n))
         return MOGE_INVALID;
     int rc = measure(bench, name, n);
     return rc == 0 && prefill ? moge_bench_histories(bench, 1) : rc;

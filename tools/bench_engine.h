@@ -31,9 +31,10 @@ struct moge_bench {
     const char *path, *csv_path, *machine, *commit;
     int n_threads;
     int32_t counts[MOGE_BENCH_COUNTS_MAX], n_counts;
-    int32_t n_prefill, depth, repeats;
+    int32_t n_prefill, depth, repeats, n_seqs_max;
     double seconds;
     enum moge_weights weights;
+    enum moge_kv_type kv_type;
     bool json, from_stdin;
     /* ---- the run ---- */
     struct moge_model *model;
@@ -41,9 +42,10 @@ struct moge_bench {
     struct moge_engine *engine;
     struct moge_machine_limits limits;
     struct moge_batch batch;
-    int32_t n_context, n_seqs;
-    int32_t *tokens; /* [n_seqs, n_context] */
-    int32_t *pages;  /* [n_seqs, n_pages_each] */
+    int32_t n_rows_max;        /* of --rows */
+    int32_t n_context, n_seqs; /* sequences that have a history */
+    int32_t *tokens;           /* [n_seqs, n_context] */
+    int32_t *pages;            /* [n_seqs, n_pages_each] */
     uint64_t rng;
     double load_ms;
     double ms[MOGE_BENCH_REPEATS_MAX]; /* of the last work, sorted */
@@ -71,6 +73,8 @@ int moge_bench_measure(struct moge_bench *bench, const struct moge_bench_work *w
 int moge_bench_greedy(struct moge_bench *bench, int32_t n_prompt, int32_t n);
 
 /* ---- bench_report.c ---- */
+
+extern const char *const moge_bench_kv_names[3]; /* by enum moge_kv_type */
 
 void moge_bench_header(const struct moge_bench *bench);
 void moge_bench_report(const struct moge_bench *bench, const struct moge_bench_work *work,

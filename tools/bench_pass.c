@@ -82,7 +82,7 @@ int moge_bench_measure(struct moge_bench *bench, const struct moge_bench_work *w
     cost.experts /= n;
     cost.weight_bytes /= n;
     cost.kv_bytes = (double)work->n_seqs * (work->pos + work->n_rows) *
-                    (double)moge_model_info(bench->model)->kv_bytes_per_token;
+                    (double)moge_engine_page_bytes(bench->model, bench->kv_type) / MOGE_PAGE_TOKENS;
     moge_bench_count_macs(bench->model, work, &cost);
     moge_bench_report(bench, work, &cost);
     return 0;
@@ -142,20 +142,22 @@ static int buffers_make(struct moge_bench *bench, struct moge_err *err) {
     int32_t rows_max = 1;
     for (int32_t i = 0; i < bench->n_counts; i++)
         rows_max = max_i32(rows_max, bench->counts[i]);
-    bench->n_seqs = rows_max;
+    bench->n_rows_max = rows_max;
+    bench->n_seqs =
+        bench->n_seqs_max > 0 && bench->n_seqs_max < rows_max ? bench->n_seqs_max : rows_max;
     bench->n_context = max_i32(bench->depth + rows_max, bench->n_prefill);
     if (bench->n_context > moge_model_info(bench->model)->n_context)
         return moge_fail(err, MOGE_INVALID, "the bench needs %d positions, the model has %d",
                          bench->n_context, moge_model_info(bench->model)->n_context);
     int32_t pages_each = moge_kv_pages_for(bench->n_context);
-    size_t n_pages = (size_t)pages_each * (size_t)rows_max;
+    size_t n_pages = (size_t)pages_each * (size_t)bench->n_seqs;
     if (n_pages > INT32_MAX)
         return moge_fail(err, MOGE_LIMIT, "%zu KV pages are too many", n_pages);
-    bench->tokens = calloc((size_t)rows_max * (size_t)bench->n_context, sizeof *bench->tokens);
+    bench->tokens = calloc((size_t)bench->n_seqs * (size_t)bench->n_context, sizeof *bench->tokens);
     bench->pages = calloc(n_pages, sizeof *bench->pages);
-    bench->batch.spans = calloc((size_t)rows_max, sizeof *bench->batch.spans);
+    bench->batch.spans = calloc((size_t)bench->n_seqs, sizeof *bench->batch.spans);
     if (!bench->tokens || !bench->pages || !bench->batch.spans)
-        return moge_fail(err, MOGE_NOMEM, "no memory for %d sequences of %d tokens", rows_max,
+        return moge_fail(err, MOGE_NOMEM, "no memory for %d sequences of %d tokens", bench->n_seqs,
                          bench->n_context);
     for (size_t i = 0; i < n_pages; i++)
         bench->pages[i] = (int32_t)i;
@@ -174,9 +176,10 @@ int moge_bench_setup(struct moge_bench *bench, struct moge_err *err) {
         return rc;
     struct moge_engine_options options = {
         .n_pages = moge_kv_pages_for(bench->n_context) * bench->n_seqs,
-        .n_rows_max = max_i32(max_i32(bench->n_seqs, bench->n_prefill), 256),
-        .n_logits_max = bench->n_seqs,
-        .n_context_max = bench->n_context};
+        .n_rows_max = max_i32(max_i32(bench->n_rows_max, bench->n_prefill), 256),
+        .n_logits_max = bench->n_rows_max,
+        .n_context_max = bench->n_context,
+        .kv_type = bench->kv_type};
     rc = moge_threads_new(&bench->threads, bench->n_threads, err);
     if (rc == 0)
         rc = moge_engine_new(&bench->engine, bench->model, bench->threads, &options, err);

@@ -67,6 +67,9 @@ static struct line line_of(const struct moge_bench *bench, const struct moge_ben
     return line;
 }
 
+const char *const moge_bench_kv_names[3] = {
+    [MOGE_KV_F16] = "f16", [MOGE_KV_F32] = "f32", [MOGE_KV_Q8_0] = "q8_0"};
+
 void moge_bench_header(const struct moge_bench *bench) {
     const struct moge_model_info *info = moge_model_info(bench->model);
     const struct moge_machine_limits *limits = &bench->limits;
@@ -74,8 +77,8 @@ void moge_bench_header(const struct moge_bench *bench) {
            info->name, info->architecture, (double)info->n_params / 1e6,
            (double)info->n_params_active / 1e6, info->weights, (double)info->weight_bytes / 1e6,
            bench->load_ms);
-    printf("%d threads, %s, behind %d positions\n", bench->n_threads, moge_kernels()->isa,
-           bench->depth);
+    printf("%d threads, %s, behind %d positions, KV in %s\n", bench->n_threads, moge_kernels()->isa,
+           bench->depth, moge_bench_kv_names[bench->kv_type]);
     printf("limits: %.1f GB/s, %.0f GMAC/s of int8, %.0f of 4-bit, %.0f of f32\n\n",
            limits->read_gb_s, limits->i8_gmac_s, limits->i4_gmac_s, limits->f32_gmac_s);
     printf("%-8s %5s %10s %20s %9s %7s %8s %8s %10s %9s %6s\n", "work", "rows", "ms", "quartiles",
@@ -88,12 +91,12 @@ static void print_json(const struct moge_bench *bench, const struct moge_bench_w
     printf("{\"work\":\"%s\",\"rows\":%d,\"ms_median\":%.4f,\"ms_q1\":%.4f,\"ms_q3\":%.4f,"
            "\"ms_min\":%.4f,\"ms_max\":%.4f,\"repeats\":%d,\"tok_s\":%.2f,\"gb_s\":%.3f,"
            "\"gmac_s\":%.3f,\"experts\":%.1f,\"weight_mb\":%.3f,\"kv_mb\":%.3f,\"depth\":%d,"
-           "\"threads\":%d,\"isa\":\"%s\",\"weights\":\"%s\",\"load_ms\":%.1f,",
+           "\"threads\":%d,\"isa\":\"%s\",\"weights\":\"%s\",\"kv\":\"%s\",\"load_ms\":%.1f,",
            work->name, work->n_seqs * work->n_rows, line->median, line->q1, line->q3, bench->ms[0],
            bench->ms[bench->n_ms - 1], bench->n_ms, line->tok_s, line->gb_s, line->gmac_s,
            cost->experts, cost->weight_bytes / 1e6, cost->kv_bytes / 1e6, work->pos,
            bench->n_threads, moge_kernels()->isa, moge_model_info(bench->model)->weights,
-           bench->load_ms);
+           moge_bench_kv_names[bench->kv_type], bench->load_ms);
     printf("\"limit_gb_s\":%.2f,\"limit_i8_gmac_s\":%.1f,\"limit_i4_gmac_s\":%.1f,"
            "\"limit_f32_gmac_s\":%.1f,\"limit_bytes_ms\":%.4f,\"limit_macs_ms\":%.4f,"
            "\"bound\":\"%s\",\"fraction\":%.4f}\n",
@@ -109,8 +112,9 @@ static void print_csv(const struct moge_bench *bench, const struct moge_bench_wo
             bench->machine, bench->commit, info->name, info->weights, moge_kernels()->isa,
             bench->n_threads, work->name, work->n_seqs * work->n_rows, work->pos, bench->n_ms,
             line->median, line->q1, line->q3, line->tok_s, line->gb_s, line->gmac_s);
-    fprintf(bench->csv, "%.2f,%.1f,%.1f,%.1f,%s,%.3f\n", limits->read_gb_s, limits->i8_gmac_s,
-            limits->i4_gmac_s, limits->f32_gmac_s, line->bound, line->fraction);
+    fprintf(bench->csv, "%.2f,%.1f,%.1f,%.1f,%s,%.3f,%s\n", limits->read_gb_s, limits->i8_gmac_s,
+            limits->i4_gmac_s, limits->f32_gmac_s, line->bound, line->fraction,
+            moge_bench_kv_names[bench->kv_type]);
     fflush(bench->csv);
 }
 
@@ -137,7 +141,7 @@ int moge_bench_csv_open(struct moge_bench *bench, struct moge_err *err) {
     if (ftell(bench->csv) == 0)
         fputs("machine,commit,model,weights,isa,threads,work,rows,depth,repeats,ms,ms_q1,ms_q3,"
               "tok_s,gb_s,gmac_s,limit_gb_s,limit_i8_gmac_s,limit_i4_gmac_s,limit_f32_gmac_s,"
-              "bound,fraction\n",
+              "bound,fraction,kv\n",
               bench->csv);
     return 0;
 }

@@ -98,6 +98,7 @@ struct self_input {
     float a[SELF_N], b[SELF_N];
     uint16_t half[16 * SELF_HEAD];
     _Alignas(64) uint8_t panels[SELF_PANELS * (SELF_IN / 32) * MOGE_PANEL_Q8_0_BYTES];
+    struct moge_kv_q8_0 kv[(SELF_HEAD + 31) / 32];
     int8_t q[SELF_ROWS * SELF_IN];
     float d[SELF_ROWS * SELF_IN / 32];
     int32_t sum[SELF_ROWS * SELF_IN / 32];
@@ -118,6 +119,11 @@ static void self_fill(struct self_input *in) {
         in->half[i] = (uint16_t)(0x3400u + (uint32_t)(self_float(&state) * 512.0f + 2048.0f));
     for (size_t i = 0; i < sizeof in->panels; i++) /* also as a scale: a finite half below 2 */
         in->panels[i] = (uint8_t)((uint32_t)(self_float(&state) * 32.0f + 128.0f) & 0xbfu);
+    for (size_t b = 0; b < sizeof in->kv / sizeof in->kv[0]; b++) {
+        for (size_t i = 0; i < sizeof in->kv[b].q; i++)
+            in->kv[b].q[i] = (int8_t)(self_float(&state) * 31.0f);
+        memcpy(in->kv[b].d, in->half + 16 * b, sizeof in->kv[b].d);
+    }
     for (int i = 0; i < SELF_ROWS * SELF_IN; i++)
         in->q[i] = (int8_t)(self_float(&state) * 31.0f);
     for (int i = 0; i < SELF_ROWS * SELF_IN / 32; i++) {
@@ -154,7 +160,7 @@ static void self_panels(const struct self_input *in, struct self_output *out,
     panels(in->panels, SELF_PANELS, SELF_IN, rows, 2, at + SELF_ROWS + 1);
 }
 
-#define SELF_COUNT 19
+#define SELF_COUNT 21
 
 /* Runs slot number `slot`; returns its name. */
 static const char *self_run(const struct moge_kernels *k, int slot, const struct self_input *in,
@@ -198,8 +204,13 @@ static const char *self_run(const struct moge_kernels *k, int slot, const struct
         return k->bf16_to_f32(in->half, out->f, SELF_N), "bf16_to_f32";
     case 17:
         return k->attn_scores(in->a, 3, in->half, 11, SELF_HEAD, 0.1f, out->f, 16), "attn_scores";
-    default:
+    case 18:
         return k->attn_values(in->b, 16, 3, in->half, 11, SELF_HEAD, out->f), "attn_values";
+    case 19:
+        return k->attn_scores_q8_0(in->a, 3, in->kv, 11, SELF_HEAD, 0.1f, out->f, 16),
+               "attn_scores_q8_0";
+    default:
+        return k->attn_values_q8_0(in->b, 16, 3, in->kv, 11, SELF_HEAD, out->f), "attn_values_q8_0";
     }
 }
 

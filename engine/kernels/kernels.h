@@ -31,6 +31,14 @@ struct moge_qrow {
 
 enum moge_isa { MOGE_ISA_SCALAR, MOGE_ISA_AVX2, MOGE_ISA_AVX512, MOGE_ISA_VNNI, MOGE_ISA_COUNT };
 
+/* 32 columns of the 16 positions of a page in q8_0: value = q * d of its position.  Keys lie
+ * across, q [32 columns, 16 positions]; values along, q [16 positions, 32 columns].  A head whose
+ * width is no multiple of 32 leaves the rest of its last block unused. */
+struct moge_kv_q8_0 {
+    int8_t q[32 * 16];
+    uint16_t d[16]; /* f16 */
+};
+
 struct moge_kernels {
     const char *isa; /* "scalar", "avx2", "avx512", "vnni" */
 
@@ -92,6 +100,16 @@ struct moge_kernels {
     /* out[h] = fma over t in order (p[h * stride + t], v[t], out[h]); v [n_tok, head_dim] f16. */
     void (*attn_values)(const float *p, size_t stride, int32_t n_q, const uint16_t *v,
                         int32_t n_tok, int32_t head_dim, float *out);
+    /* The same of q8_0 pages, k and v [head_dim / 32 rounded up] blocks.  scores: per block part =
+     * fma over its columns in order (q[h][i], k.q[i][t], 0), then sum = fma(part, k.d[t], sum).
+     * values: out[h] = fma over t in order (p[h * stride + t] * v.d[t], v.q[t], out[h]).  Scales of
+     * all 16 positions are read, whatever they are. */
+    void (*attn_scores_q8_0)(const float *q, int32_t n_q, const struct moge_kv_q8_0 *k,
+                             int32_t n_tok, int32_t head_dim, float scale, float *scores,
+                             size_t stride);
+    void (*attn_values_q8_0)(const float *p, size_t stride, int32_t n_q,
+                             const struct moge_kv_q8_0 *v, int32_t n_tok, int32_t head_dim,
+                             float *out);
 };
 
 /* The best level this CPU (and operating system, by XCR0) runs. */

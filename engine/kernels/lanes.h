@@ -140,6 +140,9 @@ static inline lf lf_load_bf16(const uint16_t *p) {
     __m256i half = _mm256_loadu_si256((const __m256i *)p);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
+static inline lf lf_load_i8(const int8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
 static inline void lf_load_pairs(const float *p, lf *even, lf *odd) {
     __m512 a = _mm512_loadu_ps(p), b = _mm512_loadu_ps(p + LANES);
     __m512i pick = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
@@ -317,6 +320,11 @@ static inline lf lf_load_bf16(const uint16_t *p) {
     __m256i lo = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p));
     __m256i hi = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p + 8)));
     return li_float_bits(li_shl((li){lo, hi}, 16));
+}
+static inline lf lf_load_i8(const int8_t *p) {
+    return (lf){
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))),
+        _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))))};
 }
 static inline void half_load_pairs(const float *p, __m256 *even, __m256 *odd) {
     __m256 a = _mm256_loadu_ps(p), b = _mm256_loadu_ps(p + 8);
@@ -521,6 +529,9 @@ static inline lf lf_load_bf16(const uint16_t *p) {
     for (int i = 0; i < LANES; i++)
         bits.v[i] = (uint32_t)p[i] << 16;
     return li_float_bits(bits);
+}
+static inline lf lf_load_i8(const int8_t *p) {
+    LANES_EACH(lf, (float)p[i]);
 }
 /* Sixteen pairs (even, odd) from and to 32 floats. */
 static inline void lf_load_pairs(const float *p, lf *even, lf *odd) {

@@ -40,6 +40,7 @@ struct moge_draft_lm_options {
     int32_t n_pages, n_slots; /* as the pager's */
     int32_t n_rows_max;       /* rows of one draft forward (catch-up goes in chunks of this) */
     int32_t n_context_max;
+    enum moge_kv_type kv_type; /* of the draft's own KV */
 };
 int moge_draft_lm_new(struct moge_drafter *out, const struct moge_model *model,
                       struct moge_threads *threads, const struct moge_draft_lm_options *options,

@@ -59,9 +59,9 @@ const struct moge_model_info *moge_model_info(const struct moge_model *model);
 /* Borrowed; lives as long as the model. */
 const struct moge_tokenizer *moge_model_tokenizer(const struct moge_model *model);
 
-/* How keys and values are kept.  F32 costs twice the memory; it is for comparing with references.
- */
-enum moge_kv_type { MOGE_KV_F16, MOGE_KV_F32 };
+/* How keys and values are kept.  Q8_0 takes 17/32 of the memory of F16 and rounds more (NUMERICS.md
+ * has the measured loss).  F32 takes twice; it is for comparing with references. */
+enum moge_kv_type { MOGE_KV_F16, MOGE_KV_F32, MOGE_KV_Q8_0 };
 
 struct moge_engine_options {
     int32_t n_pages;       /* KV pages: page ids 0..n_pages-1 may appear in block tables */
@@ -71,8 +71,8 @@ struct moge_engine_options {
     enum moge_kv_type kv_type;
 };
 
-/* Bytes of KV arena that one page costs this model with MOGE_KV_F16. */
-int64_t moge_engine_page_bytes(const struct moge_model *model);
+/* Bytes of KV arena that one page costs this model. */
+int64_t moge_engine_page_bytes(const struct moge_model *model, enum moge_kv_type kv_type);
 
 /* Keeps model and threads (both must outlive the engine). */
 int moge_engine_new(struct moge_engine **out, const struct moge_model *model,

@@ -162,7 +162,7 @@ static void bench_init(struct bench *bench, uint64_t seed, int32_t n_rows_max, i
     TEST_OK(moge_threads_new(&bench->threads, n_threads, &err), err);
     struct moge_kv_options kv = {N_PAGES, N_SLOTS, N_CONTEXT / MOGE_PAGE_TOKENS, true};
     TEST_OK(moge_kv_new(&bench->kv, &kv, &err), err);
-    struct moge_draft_lm_options lm = {N_PAGES, N_SLOTS, n_rows_max, N_CONTEXT};
+    struct moge_draft_lm_options lm = {N_PAGES, N_SLOTS, n_rows_max, N_CONTEXT, MOGE_KV_F16};
     TEST_OK(moge_draft_lm_new(&bench->drafter, &bench->model, bench->threads, &lm, &err), err);
     for (int i = 0; i < N_SLOTS; i++)
         bench->sequences[i].slot = -1;
@@ -461,7 +461,7 @@ static void guesses_stay_inside_the_draft_models_context(void **state) {
     TEST_OK(moge_threads_new(&bench.threads, 1, &err), err);
     struct moge_kv_options kv = {N_PAGES, N_SLOTS, N_CONTEXT / MOGE_PAGE_TOKENS, true};
     TEST_OK(moge_kv_new(&bench.kv, &kv, &err), err);
-    struct moge_draft_lm_options lm = {N_PAGES, N_SLOTS, 32, N_CONTEXT};
+    struct moge_draft_lm_options lm = {N_PAGES, N_SLOTS, 32, N_CONTEXT, MOGE_KV_F16};
     TEST_OK(moge_draft_lm_new(&bench.drafter, &bench.model, bench.threads, &lm, &err), err);
     assert_true(sequence_begin(&bench, &bench.sequences[0], 20));
     guess(&bench, 1, 8, n_guess);

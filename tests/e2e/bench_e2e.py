@@ -11,7 +11,7 @@ import daemon
 
 SHAPE = os.path.join(os.path.dirname(__file__), "../../bench/shapes/tiny.ini")
 QUICK = ("--depth", "32", "--prefill", "48", "--rows", "1,3", "--repeats", "3", "--seconds", "0")
-TEXTS = {"work", "isa", "weights", "bound"}
+TEXTS = {"work", "isa", "weights", "kv", "bound"}
 NUMBERS = {"rows", "ms_median", "ms_q1", "ms_q3", "ms_min", "ms_max", "repeats", "tok_s", "gb_s",
            "gmac_s", "experts", "weight_mb", "kv_mb", "depth", "threads", "load_ms", "limit_gb_s",
            "limit_i8_gmac_s", "limit_i4_gmac_s", "limit_f32_gmac_s", "limit_bytes_ms",
@@ -86,6 +86,17 @@ class Bench(unittest.TestCase):
             self.assertEqual((row["machine"], row["weights"]), ("here", "q4_0"))
             self.assertNotIn(None, list(row) + list(row.values()))
             self.assertGreater(float(row["fraction"]), 0)
+
+    def test_a_longer_history_in_either_type(self):
+        each = [self.lines("--kv", kv, "--sequences", "1") for kv in ("f16", "q8_0", "f32")]
+        for kv, lines in zip(("f16", "q8_0", "f32"), each):
+            self.assertEqual([(line["work"], line["kv"]) for line in lines],
+                             [("prefill", kv), ("decode", kv), ("verify", kv)])
+        f16, q8_0, f32 = (lines[1]["kv_mb"] for lines in each)
+        self.assertAlmostEqual(q8_0 / f16, 17 / 16, delta=0.1)  # a head of 16 fills half a block
+        self.assertAlmostEqual(f32 / f16, 2, delta=0.3)
+        self.assertIn("--kv cannot be 'q4_0'",
+                      self.bench("engine", "--model", self.model, "--kv", "q4_0", status=2))
 
     def test_standard_input_asks(self):
         lines = self.lines("--stdin", stdin="verify 2\nprefill 16\ngreedy 4 1 2 3\ndecode\n"

@@ -33,7 +33,8 @@ static uint64_t hash_of(const void *data, size_t n) {
 }
 
 static void refuse(struct rig *rig, int code) {
-    size_t n_kv = (size_t)moge_engine_page_bytes(models[rig->kind]) * N_PAGES;
+    size_t n_kv =
+        (size_t)moge_engine_page_bytes(models[rig->kind], kinds[rig->kind].kv_type) * N_PAGES;
     uint64_t kv = hash_of(rig->engine->kv, n_kv);
     struct moge_batch before = rig->batch;
     assert_int_equal(moge_engine_forward(rig->engine, &rig->batch), code);

@@ -129,6 +129,10 @@ static void bench_vec(const struct moge_kernels *k) {
     BENCH_VEC("attn_scores", 16 * HEAD * HEADS,
               k->attn_scores(x, HEADS, half, 16, HEAD, 0.1f, y, 16));
     BENCH_VEC("attn_values", 16 * HEAD * HEADS, k->attn_values(w, 16, HEADS, half, 16, HEAD, y));
+    static struct moge_kv_q8_0 kv[HEAD / 32];
+    BENCH_VEC("scores_q8_0", 16 * HEAD * HEADS,
+              k->attn_scores_q8_0(x, HEADS, kv, 16, HEAD, 0.1f, y, 16));
+    BENCH_VEC("values_q8_0", 16 * HEAD * HEADS, k->attn_values_q8_0(w, 16, HEADS, kv, 16, HEAD, y));
 }
 
 static int bench(void) {

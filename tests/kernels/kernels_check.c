@@ -133,22 +133,6 @@ static void rope_is_the_same_at_every_level(void **state) {
         }
 }
 
-static void attention_is_the_same_at_every_level(void **state) {
-    (void)state;
-    struct test_rng rng = test_rng_init(3);
-    struct buffers *m = &buffers;
-    EACH_LEVEL(k)
-    for (int32_t n = 2; n <= 128; n += n < 40 ? 1 : 11) /* head_dim */
-        for (int32_t n_q = 1; n_q <= 9; n_q++) {
-            int32_t n_tok = 1 + (n + n_q) % 16, offset = n % 4;
-            refill(&rng, ORDINARY);
-            SAME("attn_scores",
-                 K->attn_scores(m->a + offset, n_q, m->half + offset, n_tok, n, 0.088f, OUT, 19));
-            SAME("attn_values",
-                 K->attn_values(m->a + offset, 17, n_q, m->half + offset, n_tok, n, OUT));
-        }
-}
-
 static void quantize_is_the_same_at_every_level(void **state) {
     (void)state;
     struct test_rng rng = test_rng_init(4);
@@ -418,37 +402,7 @@ static void halves_are_right(void **state) {
     }
 }
 
-static void attention_is_right(void **state) {
-    (void)state;
-    struct test_rng rng = test_rng_init(11);
-    enum { HEAD = 72, TOKENS = 13, HEADS = 6, STRIDE = 20 };
-    float q[HEADS * HEAD], scores[HEADS * STRIDE], out[HEADS * HEAD], before[HEADS * HEAD];
-    uint16_t k[16 * HEAD], v[TOKENS * HEAD]; /* keys side by side, values one after the other */
-    for (int i = 0; i < HEADS * HEAD; i++) {
-        q[i] = test_float(&rng);
-        before[i] = out[i] = test_float(&rng);
-    }
-    for (int i = 0; i < 16 * HEAD; i++)
-        k[i] = (uint16_t)(0x2c00 + test_below(&rng, 0x1000) + (test_below(&rng, 2) << 15));
-    for (int i = 0; i < TOKENS * HEAD; i++)
-        v[i] = (uint16_t)(0x2c00 + test_below(&rng, 0x1000) + (test_below(&rng, 2) << 15));
-    SCALAR->attn_scores(q, HEADS, k, TOKENS, HEAD, 0.125f, scores, STRIDE);
-    SCALAR->attn_values(scores, STRIDE, HEADS, v, TOKENS, HEAD, out);
-    for (int h = 0; h < HEADS; h++) {
-        for (int t = 0; t < TOKENS; t++) {
-            float sum = 0; /* the contract, to the bit */
-            for (int i = 0; i < HEAD; i++)
-                sum = fmaf(q[h * HEAD + i], (float)half_value(k[i * 16 + t]), sum);
-            assert_true(scores[h * STRIDE + t] == sum * 0.125f);
-        }
-        for (int i = 0; i < HEAD; i++) {
-            float sum = before[h * HEAD + i];
-            for (int t = 0; t < TOKENS; t++)
-                sum = fmaf(scores[h * STRIDE + t], (float)half_value(v[t * HEAD + i]), sum);
-            assert_true(sum == out[h * HEAD + i]);
-        }
-    }
-}
+#include "tests/kernels/attention.h"
 
 /* ---- choices ---- */
 
@@ -540,6 +494,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(rope_is_right),
         cmocka_unit_test(halves_are_right),
         cmocka_unit_test(attention_is_right),
+        cmocka_unit_test(q8_0_attention_is_right),
         cmocka_unit_test(vec_is_the_same_at_every_level),
         cmocka_unit_test(rope_is_the_same_at_every_level),
         cmocka_unit_test(attention_is_the_same_at_every_level),

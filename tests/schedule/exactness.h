@@ -119,6 +119,7 @@ struct config {
 struct models {
     const char *name;
     struct moge_model *target, *draft;
+    enum moge_kv_type kv_type, draft_kv_type;
 };
 
 /* ---- the oracle: knows what each request yields ---- */
@@ -192,7 +193,10 @@ static void drafter_new(struct world *world, const struct outcome *truth,
     struct moge_draft_lm_options lm = {.n_pages = config->n_pages,
                                        .n_slots = N_RUNNING_MAX,
                                        .n_rows_max = config->step_rows,
-                                       .n_context_max = N_CONTEXT};
+                                       .n_context_max = N_CONTEXT,
+                                       .kv_type = config->drafter == DRAFTER_MODEL
+                                                      ? world->models->draft_kv_type
+                                                      : world->models->kv_type};
     int32_t n_vocab = moge_model_info(world->models->target)->n_vocab;
     struct moge_err err = {0};
     if (config->drafter == DRAFTER_MODEL || config->drafter == DRAFTER_TARGET) {
@@ -251,7 +255,8 @@ static void world_init(struct world *world, const struct models *models, const s
     struct moge_engine_options engine = {.n_pages = config->n_pages,
                                          .n_rows_max = config->step_rows,
                                          .n_logits_max = config->step_rows,
-                                         .n_context_max = N_CONTEXT};
+                                         .n_context_max = N_CONTEXT,
+                                         .kv_type = models->kv_type};
     struct moge_step *step = &world->step;
     TEST_OK(moge_engine_new(&step->engine, models->target, world->threads, &engine, &err), err);
     int32_t n_vocab = moge_model_info(models->target)->n_vocab;

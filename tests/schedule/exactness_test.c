@@ -292,6 +292,17 @@ static void tiny_pair_in_q8_0(void **state) {
     models_close(&models);
 }
 
+static void tiny_pair_with_kv_in_q8_0(void **state) {
+    (void)state;
+    struct models models;
+    models_open(&models, "tiny q8_0, KV q8_0", TINY("target"), TINY("draft"), MOGE_WEIGHTS_Q8_0);
+    models.kv_type = MOGE_KV_Q8_0;
+    check_models(&models, N_DRAFTERS * N_LENGTHS / 3, 5000);
+    models.draft_kv_type = MOGE_KV_Q8_0;
+    check_models(&models, N_DRAFTERS * 2, 1000);
+    models_close(&models);
+}
+
 static void tiny_pair_as_stored(void **state) {
     (void)state;
     struct models models;
@@ -401,6 +412,7 @@ static void a_wrong_bit_or_pick_is_noticed(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(tiny_pair_in_q8_0),
+                                       cmocka_unit_test(tiny_pair_with_kv_in_q8_0),
                                        cmocka_unit_test(tiny_pair_as_stored),
                                        cmocka_unit_test(embedded_pair),
                                        cmocka_unit_test(preemption_at_every_step),

@@ -119,6 +119,7 @@ static void test_wrong_values(void **state) {
         {"--stall-timeout", "0"},   {"--stall-timeout", "1e999"},
         {"--speculation", "17"},    {"--speculation", "0"},
         {"--speculation", "maybe"}, {"--weights", "q8"},
+        {"--kv-type", "q4_0"},      {"--draft-kv-type", ""},
         {"--socket-mode", "888"},   {"--socket-mode", "1777"},
         {"--log-level", "loud"},    {"--max-queued-tokens", ""},
     };
