@@ -12,6 +12,7 @@ static const struct {
     {"engine", moge_bench_engine, "forward passes alone: prefill, decode, verify, batch"},
     {"spec", moge_bench_spec, "speculation off, auto and of fixed lengths, in turns"},
     {"quality", moge_bench_quality, "bits per byte of a text with KV kept in one type or another"},
+    {"serve", moge_bench_serve, "a running moged under many streams: throughput and latencies"},
 };
 #define N_BENCHES (sizeof benches / sizeof benches[0])
 

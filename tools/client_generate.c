@@ -13,6 +13,8 @@ struct stream {
     void *arg;
     struct moge_client_finish finish;
     bool finished;
+    moge_client_end_fn *on_end; /* of a started one, with where its finish goes */
+    struct moge_client_finish *finish_out;
 };
 
 static const char *reason_name(Moge__V1__Finish__Reason reason) {
@@ -137,6 +139,7 @@ static uint8_t *request_pack(const struct moge_client_request *request, size_t *
     Moge__V1__Stopping stopping = MOGE__V1__STOPPING__INIT;
     Moge__V1__Speculation speculation = MOGE__V1__SPECULATION__INIT;
     Moge__V1__GenerateRequest message = MOGE__V1__GENERATE_REQUEST__INIT;
+    Moge__V1__TokenIds ids = MOGE__V1__TOKEN_IDS__INIT;
     ProtobufCBinaryData stops[MOGE_CLIENT_STOPS_MAX];
 
     sampling_fill(&sampling, request);
@@ -158,6 +161,12 @@ static uint8_t *request_pack(const struct moge_client_request *request, size_t *
     message.prompt_case = MOGE__V1__GENERATE_REQUEST__PROMPT_TEXT;
     message.text =
         (ProtobufCBinaryData){request->prompt_len, (uint8_t *)(uintptr_t)request->prompt};
+    if (request->prompt_ids != NULL) {
+        message.prompt_case = MOGE__V1__GENERATE_REQUEST__PROMPT_TOKEN_IDS;
+        message.token_ids = &ids;
+        ids.n_ids = request->n_prompt_ids;
+        ids.ids = (uint32_t *)(uintptr_t)request->prompt_ids;
+    }
     message.parse_special = request->parse_special;
     message.sampling = &sampling;
     message.stopping = &stopping;
@@ -170,6 +179,18 @@ static uint8_t *request_pack(const struct moge_client_request *request, size_t *
     return packed;
 }
 
+static struct moge_client_call generate_call(const struct moge_client_request *request,
+                                             const uint8_t *packed, size_t len,
+                                             struct stream *stream) {
+    return (struct moge_client_call){.method = "/moge.v1.Moge/Generate",
+                                     .request = packed,
+                                     .request_len = len,
+                                     .timeout_us = request->timeout_us,
+                                     .cancelled = request->cancelled,
+                                     .on_message = response_take,
+                                     .arg = stream};
+}
+
 int moge_client_generate(struct moge_client *client, const struct moge_client_request *request,
                          moge_client_delta_fn *on_delta, void *arg,
                          struct moge_client_finish *finish, struct moge_err *err) {
@@ -178,13 +199,7 @@ int moge_client_generate(struct moge_client *client, const struct moge_client_re
     if (packed == NULL)
         return moge_fail(err, MOGE_NOMEM, "out of memory");
     struct stream stream = {.on_delta = on_delta, .arg = arg};
-    struct moge_client_call call = {.method = "/moge.v1.Moge/Generate",
-                                    .request = packed,
-                                    .request_len = len,
-                                    .timeout_us = request->timeout_us,
-                                    .cancelled = request->cancelled,
-                                    .on_message = response_take,
-                                    .arg = &stream};
+    struct moge_client_call call = generate_call(request, packed, len, &stream);
     int rc = moge_client_call(client, &call, err);
     free(packed);
     if (rc != 0)
@@ -193,6 +208,39 @@ int moge_client_generate(struct moge_client *client, const struct moge_client_re
         return moge_fail(err, MOGE_INTERNAL, "the server ended the stream without a last message");
     *finish = stream.finish;
     return 0;
+}
+
+static void stream_end(void *arg, int rc, const char *status, const struct moge_err *err) {
+    struct stream *stream = arg;
+    struct moge_err own = *err;
+    if (rc == 0 && !stream->finished)
+        rc = moge_fail(&own, MOGE_INTERNAL, "the server ended the stream without a last message");
+    if (rc == 0)
+        *stream->finish_out = stream->finish;
+    stream->on_end(stream->arg, rc, status, &own);
+    free(stream);
+}
+
+int moge_client_generate_start(struct moge_client_calls *calls,
+                               const struct moge_client_request *request,
+                               moge_client_delta_fn *on_delta, moge_client_end_fn *on_end,
+                               void *arg, struct moge_client_finish *finish, struct moge_err *err) {
+    size_t len;
+    struct stream *stream = malloc(sizeof *stream);
+    uint8_t *packed = request_pack(request, &len);
+    if (stream == NULL || packed == NULL) {
+        free(stream);
+        free(packed);
+        return moge_fail(err, MOGE_NOMEM, "out of memory");
+    }
+    *stream =
+        (struct stream){.on_delta = on_delta, .arg = arg, .on_end = on_end, .finish_out = finish};
+    struct moge_client_call call = generate_call(request, packed, len, stream);
+    int rc = moge_client_start(calls, &call, stream_end, err);
+    free(packed);
+    if (rc != 0)
+        free(stream);
+    return rc;
 }
 
 /* ---- Tokenize ---- */

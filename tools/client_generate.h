@@ -13,6 +13,8 @@
 struct moge_client_request {
     const char *prompt; /* [prompt_len] UTF-8, NULs allowed */
     size_t prompt_len;
+    const uint32_t *prompt_ids; /* [n_prompt_ids], instead of the text unless NULL */
+    size_t n_prompt_ids;
     bool parse_special; /* the prompt may spell control tokens */
     bool has_max_tokens, has_temperature, has_top_p, has_seed, has_speculation;
     int32_t max_tokens;
@@ -55,6 +57,13 @@ typedef int moge_client_delta_fn(void *arg, const char *text, size_t text_len, c
 int moge_client_generate(struct moge_client *client, const struct moge_client_request *request,
                          moge_client_delta_fn *on_delta, void *arg,
                          struct moge_client_finish *finish, struct moge_err *err);
+
+/* The same as one of many calls of a thread.  on_delta and on_end are told arg; *finish, filled
+ * before an on_end with rc 0, and arg live until on_end. */
+int moge_client_generate_start(struct moge_client_calls *calls,
+                               const struct moge_client_request *request,
+                               moge_client_delta_fn *on_delta, moge_client_end_fn *on_end,
+                               void *arg, struct moge_client_finish *finish, struct moge_err *err);
 
 /* How many tokens a text comes to when it may spell control tokens, without BOS. */
 int moge_client_count_tokens(struct moge_client *client, const char *text, size_t *n_tokens,

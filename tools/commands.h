@@ -19,5 +19,6 @@ int moge_command_synth(int argc, char **argv);
 int moge_bench_engine(int argc, char **argv);
 int moge_bench_spec(int argc, char **argv);
 int moge_bench_quality(int argc, char **argv);
+int moge_bench_serve(int argc, char **argv);
 
 #endif
