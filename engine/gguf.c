@@ -20,6 +20,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "engine/kernels/kernels.h"
+
 #define VALUES_MAX     65536u   /* entries of metadata; files have about 40 */
 #define TENSORS_MAX    1048576u /* files have some thousand */
 #define KEY_LEN_MAX    65535u   /* of GGUF's specification */
@@ -194,9 +196,10 @@ static int check_shape(struct moge_gguf_tensor *tensor, uint32_t type, struct mo
     if (!traits)
         return moge_fail(err, MOGE_FORMAT,
                          "tensor %.*s has type %u (%s), which this build cannot read; it reads "
-                         "f32, f16, bf16, q8_0 and q4_0",
+                         "f32, f16, bf16, q8_0, q4_0, q8_0_p8 and q4_0_p8",
                          SHOW(tensor->name), type, type_name(type));
     tensor->type = (enum moge_type)type;
+    bool is_panel = moge_type_is_panel(tensor->type);
     uint64_t n = 1;
     for (uint32_t i = 0; i < tensor->n_dims; i++)
         if (tensor->ne[i] == 0 || __builtin_mul_overflow(n, tensor->ne[i], &n) || n > INT64_MAX)
@@ -209,6 +212,10 @@ static int check_shape(struct moge_gguf_tensor *tensor, uint32_t type, struct mo
                          "block",
                          SHOW(tensor->name), (unsigned long long)tensor->ne[0],
                          traits->block_values, traits->name);
+    if (is_panel && tensor->ne[1] % MOGE_PANEL_ROWS != 0)
+        return moge_fail(
+            err, MOGE_FORMAT, "tensor %.*s has %llu rows, not a multiple of the %d of a %s panel",
+            SHOW(tensor->name), (unsigned long long)tensor->ne[1], MOGE_PANEL_ROWS, traits->name);
     if (__builtin_mul_overflow(n / block_values, (uint64_t)traits->block_bytes, &tensor->bytes))
         return moge_fail(err, MOGE_FORMAT, "the size of tensor %.*s overflows", SHOW(tensor->name));
     return 0;
@@ -253,11 +260,44 @@ static int read_alignment(const struct moge_gguf *gguf, uint64_t *out, struct mo
     return 0;
 }
 
+/* Panels are used as they lie, so the file must hold the very layout that this build computes
+ * with. */
+static int check_panels(const struct moge_gguf *gguf, uint64_t alignment, struct moge_err *err) {
+    const struct moge_gguf_tensor *panels = NULL;
+    int64_t layout = 0;
+    for (uint64_t i = 0; i < gguf->n_tensors && !panels; i++)
+        if (moge_type_is_panel(gguf->tensors[i].type))
+            panels = &gguf->tensors[i];
+    if (!panels)
+        return 0;
+    if (!moge_gguf_find(gguf, "moge.panel_layout"))
+        return moge_fail(err, MOGE_FORMAT,
+                         "tensor %.*s is stored in panels, but the key moge.panel_layout, which "
+                         "says how they are laid out, is missing",
+                         SHOW(panels->name));
+    int rc = moge_gguf_get_int(gguf, "moge.panel_layout", 0, INT64_MAX, &layout, err);
+    if (rc)
+        return rc;
+    if (layout != MOGE_PANEL_LAYOUT)
+        return moge_fail(err, MOGE_FORMAT,
+                         "moge.panel_layout is %lld, but this build computes with layout %d: "
+                         "quantize the model again with --layout panels",
+                         (long long)layout, MOGE_PANEL_LAYOUT);
+    if (alignment % MOGE_PANEL_ALIGNMENT != 0)
+        return moge_fail(err, MOGE_FORMAT,
+                         "tensor %.*s is stored in panels, which need a general.alignment of %d, "
+                         "not %llu",
+                         SHOW(panels->name), MOGE_PANEL_ALIGNMENT, (unsigned long long)alignment);
+    return 0;
+}
+
 /* Turns offsets into pointers. */
 static int place_tensors(struct moge_gguf *gguf, const uint64_t *offsets, uint64_t infos_end,
                          struct moge_err *err) {
     uint64_t alignment = ALIGNMENT;
     int rc = read_alignment(gguf, &alignment, err);
+    if (rc == 0)
+        rc = check_panels(gguf, alignment, err);
     if (rc || gguf->n_tensors == 0)
         return rc;
     uint64_t begin = (infos_end + alignment - 1) & ~(alignment - 1);

@@ -12,6 +12,8 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "engine/kernels/kernels.h"
+
 #define ALIGNMENT     32u
 #define TENSORS_FIRST 64u
 
@@ -26,6 +28,7 @@ struct moge_gguf_writer {
     struct buffer values, tensors; /* as they will lie in the file */
     uint64_t n_values, n_tensors, n_tensors_cap;
     uint64_t *bytes;         /* [n_tensors] data bytes of each */
+    uint32_t alignment;      /* of tensor data */
     uint64_t next_offset;    /* where the next declared tensor begins */
     uint64_t i_tensor, left; /* tensor being written and what it still lacks */
     bool begun;
@@ -66,7 +69,7 @@ static void append_str(struct moge_gguf_writer *w, struct buffer *buffer, struct
 }
 
 uint32_t moge_gguf_file_type(enum moge_type type) {
-    switch (type) {
+    switch (moge_type_plain(type)) {
     case MOGE_TYPE_F32:
         return 0;
     case MOGE_TYPE_F16:
@@ -77,8 +80,9 @@ uint32_t moge_gguf_file_type(enum moge_type type) {
         return 7;
     case MOGE_TYPE_BF16:
         return 32;
+    default:
+        return 0;
     }
-    return 0;
 }
 
 int moge_gguf_create(struct moge_gguf_writer **out, const char *path, struct moge_err *err) {
@@ -86,6 +90,7 @@ int moge_gguf_create(struct moge_gguf_writer **out, const char *path, struct mog
     struct moge_gguf_writer *w = calloc(1, sizeof *w);
     if (!w)
         return moge_fail(err, MOGE_NOMEM, "no memory for a writer");
+    w->alignment = ALIGNMENT;
     w->path = strdup(path);
     if (!w->path || asprintf(&w->temporary, "%s.%ld.tmp", path, (long)getpid()) < 0) {
         w->temporary = NULL;
@@ -200,6 +205,14 @@ static bool push_bytes(struct moge_gguf_writer *w, uint64_t bytes) {
     return true;
 }
 
+void moge_gguf_put_panel_layout(struct moge_gguf_writer *w) {
+    if (w->n_tensors > 0 && !w->failed.code)
+        moge_fail(&w->failed, MOGE_INVALID, "the panel layout is declared after a tensor");
+    w->alignment = MOGE_PANEL_ALIGNMENT;
+    moge_gguf_put_u32(w, "general.alignment", MOGE_PANEL_ALIGNMENT);
+    moge_gguf_put_u32(w, "moge.panel_layout", MOGE_PANEL_LAYOUT);
+}
+
 void moge_gguf_put_tensor(struct moge_gguf_writer *w, const char *name, const uint64_t *ne,
                           uint32_t n_dims, enum moge_type type) {
     const struct moge_type_traits *traits = moge_type_traits((uint32_t)type);
@@ -207,6 +220,8 @@ void moge_gguf_put_tensor(struct moge_gguf_writer *w, const char *name, const ui
     bool valid = !w->begun && traits && n_dims >= 1 && n_dims <= MOGE_GGUF_DIMS_MAX;
     for (uint32_t i = 0; valid && i < n_dims; i++)
         valid = ne[i] > 0 && !__builtin_mul_overflow(n, ne[i], &n);
+    if (valid && moge_type_is_panel(type))
+        valid = n_dims >= 2 && ne[1] % MOGE_PANEL_ROWS == 0 && w->alignment == MOGE_PANEL_ALIGNMENT;
     valid = valid && ne[0] % (uint64_t)traits->block_values == 0 &&
             !__builtin_mul_overflow(n / (uint64_t)traits->block_values,
                                     (uint64_t)traits->block_bytes, &bytes) &&
@@ -222,7 +237,7 @@ void moge_gguf_put_tensor(struct moge_gguf_writer *w, const char *name, const ui
     append(w, &w->tensors, ne, n_dims * sizeof *ne);
     append_u32(w, &w->tensors, (uint32_t)type);
     append_u64(w, &w->tensors, w->next_offset);
-    w->next_offset = (end + ALIGNMENT - 1) & ~(uint64_t)(ALIGNMENT - 1);
+    w->next_offset = (end + w->alignment - 1) & ~(uint64_t)(w->alignment - 1);
     if (!push_bytes(w, bytes) && !w->failed.code)
         moge_fail(&w->failed, MOGE_NOMEM, "no memory for tensor descriptions");
 }
@@ -236,8 +251,8 @@ static int write_all(struct moge_gguf_writer *w, const void *data, size_t bytes,
 
 /* Zeros up to the next multiple of the alignment after `bytes`. */
 static int write_padding(struct moge_gguf_writer *w, uint64_t bytes, struct moge_err *err) {
-    static const unsigned char zeros[ALIGNMENT];
-    return write_all(w, zeros, (size_t)(-bytes & (ALIGNMENT - 1)), err);
+    static const unsigned char zeros[MOGE_PANEL_ALIGNMENT];
+    return write_all(w, zeros, (size_t)(-bytes & (w->alignment - 1)), err);
 }
 
 /* Writes everything that was declared. */

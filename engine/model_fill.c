@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include "engine/model_load.h"
+#include "engine/panel_layout.h"
 
 #define LOAD_THREADS_MAX 8
 #define UNIT_ROWS        256 /* of a matrix, packed at a time; a multiple of MOGE_PANEL_ROWS */
@@ -25,6 +26,10 @@ struct filling {
 
 static size_t units_of(const struct moge_pack_job *job) {
     return ((size_t)job->matrix->n_out + UNIT_ROWS - 1) / UNIT_ROWS;
+}
+
+static size_t row_bytes(const struct moge_pack_job *job) {
+    return (size_t)job->source_bytes / (size_t)job->matrix->n_out;
 }
 
 /* n_blocks blocks as the file has them: scales of quantised ones, values of the others. */
@@ -52,11 +57,14 @@ static bool values_finite(const float *values, size_t n) {
 static bool rows_convert(const struct moge_pack_job *job, int32_t begin, int32_t end,
                          unsigned char *rows, float *wide) {
     const struct moge_matrix *m = job->matrix;
-    const struct moge_type_traits *from = moge_type_traits(job->stored),
+    const struct moge_type_traits *from = moge_type_traits(moge_type_plain(job->stored)),
                                   *to = moge_type_traits(m->type);
-    size_t n = (size_t)(end - begin) * (size_t)m->n_in;
-    size_t row_bytes = (size_t)(m->n_in / from->block_values) * (size_t)from->block_bytes;
-    memcpy(rows, job->source + (size_t)begin * row_bytes, (size_t)(end - begin) * row_bytes);
+    size_t n = (size_t)(end - begin) * (size_t)m->n_in, stored = row_bytes(job);
+    if (moge_type_is_panel(job->stored))
+        moge_panel_unpack(moge_type_plain(job->stored), job->source + (size_t)begin * stored,
+                          m->n_in, rows);
+    else
+        memcpy(rows, job->source + (size_t)begin * stored, (size_t)(end - begin) * stored);
     from->to_f32(rows, wide, n);
     if (!values_finite(wide, n))
         return false;
@@ -74,11 +82,22 @@ static bool rows_convert(const struct moge_pack_job *job, int32_t begin, int32_t
     return true;
 }
 
+/* Rows begin..end of a matrix that is stored in panels and computed with as such. */
+static bool panels_take(const struct moge_pack_job *job, int32_t begin, int32_t end) {
+    const struct moge_matrix *m = job->matrix;
+    size_t at = (size_t)begin * row_bytes(job), bytes = (size_t)(end - begin) * row_bytes(job);
+    if (!job->in_place)
+        memcpy((unsigned char *)(uintptr_t)m->data + at, job->source + at, bytes);
+    return moge_panels_finite(m->type, job->source + at, m->n_in, (end - begin) / MOGE_PANEL_ROWS);
+}
+
 /* Rows begin..end of one matrix, begin a multiple of MOGE_PANEL_ROWS. */
 static bool job_run(const struct moge_pack_job *job, int32_t begin, int32_t end,
                     unsigned char *rows, float *wide) {
     const struct moge_matrix *m = job->matrix;
     const struct moge_type_traits *traits = moge_type_traits(job->stored);
+    if (moge_type_is_panel(job->stored) && moge_type_plain(job->stored) == m->type)
+        return panels_take(job, begin, end);
     if (job->stored == m->type) {
         size_t per_row = (size_t)(m->n_in / traits->block_values);
         const unsigned char *first =
@@ -95,10 +114,6 @@ static bool job_run(const struct moge_pack_job *job, int32_t begin, int32_t end,
                           wide))
             return false;
     return true;
-}
-
-static size_t row_bytes(const struct moge_pack_job *job) {
-    return (size_t)job->source_bytes / (size_t)job->matrix->n_out;
 }
 
 /* Whole pages of the file that were read once and are not needed again. */

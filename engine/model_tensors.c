@@ -82,6 +82,7 @@ static int vector_load(struct moge_loader *loader, const char *name, bool option
 
 static enum moge_type type_wanted(const struct moge_loader *loader, enum moge_type stored,
                                   int64_t n_in) {
+    stored = moge_type_plain(stored);
     bool is_float = moge_type_traits(stored)->block_values == 1;
     switch (loader->options->weights) {
     case MOGE_WEIGHTS_F32:
@@ -95,8 +96,12 @@ static enum moge_type type_wanted(const struct moge_loader *loader, enum moge_ty
     }
 }
 
+/* Floats and stored panels are.  A stack of panels whose size is no multiple of the alignment has
+ * members that do not begin where the kernels want it. */
 static bool usable_in_place(enum moge_type stored, enum moge_type wanted,
                             const unsigned char *data) {
+    if (moge_type_is_panel(stored))
+        return moge_type_plain(stored) == wanted && (uintptr_t)data % MOGE_PANEL_ALIGNMENT == 0;
     return stored == wanted && moge_type_traits(stored)->block_values == 1 &&
            (uintptr_t)data % 4 == 0;
 }
@@ -259,6 +264,11 @@ static int ends_load(struct moge_loader *loader) {
     int rc = tensor_find(loader, "token_embd.weight", false, dim, n_vocab, 1, &embed);
     if (rc != 0)
         return rc;
+    if (moge_type_is_panel(embed->type))
+        return moge_fail(loader->err, MOGE_FORMAT,
+                         "token_embd.weight is stored in panels (%s); it is read row by row and "
+                         "must be stored in rows",
+                         moge_type_traits(embed->type)->name);
     model->embed = (struct moge_matrix){embed->type, n_vocab, dim, embed->data};
     struct moge_pack_job look = {.matrix = &model->embed,
                                  .name = embed->name,

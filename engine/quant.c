@@ -166,6 +166,10 @@ const struct moge_type_traits *moge_type_traits(uint32_t type) {
         "q8_0", MOGE_QBLOCK, (int32_t)sizeof(struct moge_block_q8_0), q8_0_to_f32, q8_0_from_f32};
     static const struct moge_type_traits q4_0 = {
         "q4_0", MOGE_QBLOCK, (int32_t)sizeof(struct moge_block_q4_0), q4_0_to_f32, q4_0_from_f32};
+    static const struct moge_type_traits q8_0_p8 = {
+        "q8_0_p8", MOGE_QBLOCK, (int32_t)sizeof(struct moge_block_q8_0), NULL, NULL};
+    static const struct moge_type_traits q4_0_p8 = {
+        "q4_0_p8", MOGE_QBLOCK, (int32_t)sizeof(struct moge_block_q4_0), NULL, NULL};
     switch (type) {
     case MOGE_TYPE_F32:
         return &f32;
@@ -177,9 +181,29 @@ const struct moge_type_traits *moge_type_traits(uint32_t type) {
         return &q8_0;
     case MOGE_TYPE_Q4_0:
         return &q4_0;
+    case MOGE_TYPE_Q8_0_P8:
+        return &q8_0_p8;
+    case MOGE_TYPE_Q4_0_P8:
+        return &q4_0_p8;
     default:
         return NULL;
     }
+}
+
+enum moge_type moge_type_plain(enum moge_type type) {
+    return type == MOGE_TYPE_Q8_0_P8   ? MOGE_TYPE_Q8_0
+           : type == MOGE_TYPE_Q4_0_P8 ? MOGE_TYPE_Q4_0
+                                       : type;
+}
+
+enum moge_type moge_type_panel(enum moge_type type) {
+    return type == MOGE_TYPE_Q8_0   ? MOGE_TYPE_Q8_0_P8
+           : type == MOGE_TYPE_Q4_0 ? MOGE_TYPE_Q4_0_P8
+                                    : type;
+}
+
+bool moge_type_is_panel(enum moge_type type) {
+    return moge_type_plain(type) != type;
 }
 
 int moge_type_parse(const char *name, enum moge_type *out) {

@@ -118,7 +118,7 @@ static void tensors_print(const struct moge_gguf *gguf) {
         const struct moge_gguf_tensor *tensor = moge_gguf_tensor_at(gguf, i);
         char shape[128];
         shape_write(tensor, shape, sizeof shape);
-        printf("  %-40.*s %-6s %-24s %12.2f KiB\n", (int)tensor->name.len, tensor->name.data,
+        printf("  %-40.*s %-8s %-24s %12.2f KiB\n", (int)tensor->name.len, tensor->name.data,
                moge_type_traits(tensor->type)->name, shape, (double)tensor->bytes / 1024);
         n_values += tensor_values(tensor);
         n_bytes += tensor->bytes;

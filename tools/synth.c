@@ -11,13 +11,15 @@
 #include "tools/progress.h"
 
 static const char usage_text[] =
-    "Usage: moge synth --shape FILE --type TYPE --out FILE.gguf [--seed N]\n"
+    "Usage: moge synth --shape FILE --type TYPE --out FILE.gguf [--layout L] [--seed N]\n"
     "Writes a model with random weights and a usable tokenizer, to measure speed at any size.\n"
     "The same arguments give the same file.\n"
     "\n"
     "  --shape FILE  layers, sizes, experts; bench/shapes/ has some\n"
     "  --type TYPE   of the matrices: q8_0, q4_0, f16, bf16 or f32\n"
     "  --out FILE    the file to write; it appears when it is complete\n"
+    "  --layout L    rows, which every reader knows, or panels: q8_0 and q4_0 as moged computes\n"
+    "                with them, to be used where the file is mapped (rows)\n"
     "  --seed N      another number, other weights (0)\n"
     "\n"
     "Exit status: 0 written, 1 failed, 2 wrong options.\n";
@@ -25,7 +27,7 @@ static const char usage_text[] =
 struct arguments {
     const char *shape, *out;
     enum moge_type type;
-    bool has_type;
+    bool has_type, in_panels;
     uint64_t seed;
 };
 
@@ -46,10 +48,13 @@ static int seed_parse(const char *text, uint64_t *out) {
 
 /* 0: go on; 2: wrong; -1: help was printed. */
 static int arguments_parse(int argc, char **argv, struct arguments *arguments) {
-    static const struct option options[] = {
-        {"shape", required_argument, NULL, 's'}, {"type", required_argument, NULL, 't'},
-        {"out", required_argument, NULL, 'o'},   {"seed", required_argument, NULL, 'r'},
-        {"help", no_argument, NULL, 'h'},        {0}};
+    static const struct option options[] = {{"shape", required_argument, NULL, 's'},
+                                            {"type", required_argument, NULL, 't'},
+                                            {"out", required_argument, NULL, 'o'},
+                                            {"seed", required_argument, NULL, 'r'},
+                                            {"layout", required_argument, NULL, 'l'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {0}};
     int option, rc = 0;
     optind = 1;
     opterr = 0;
@@ -69,6 +74,11 @@ static int arguments_parse(int argc, char **argv, struct arguments *arguments) {
         case 'r':
             rc = seed_parse(optarg, &arguments->seed);
             break;
+        case 'l':
+            arguments->in_panels = strcmp(optarg, "panels") == 0;
+            if (!arguments->in_panels && strcmp(optarg, "rows") != 0)
+                rc = wrong("unknown layout ", optarg);
+            break;
         case 'h':
             fputs(usage_text, stdout);
             return -1;
@@ -81,6 +91,13 @@ static int arguments_parse(int argc, char **argv, struct arguments *arguments) {
         rc = wrong("unexpected argument ", argv[optind]);
     if (rc == 0 && (!arguments->shape || !arguments->out || !arguments->has_type))
         rc = wrong("--shape, --type and --out are needed", "");
+    if (rc == 0 && arguments->in_panels) {
+        enum moge_type panel = moge_type_panel(arguments->type);
+        if (panel == arguments->type)
+            rc = wrong("only q8_0 and q4_0 have panels, not ",
+                       moge_type_traits(arguments->type)->name);
+        arguments->type = panel;
+    }
     return rc;
 }
 

@@ -30,7 +30,8 @@ int moge_shape_read(struct moge_shape *out, const char *path, struct moge_err *e
 int moge_shape_check(const struct moge_shape *shape, struct moge_err *err);
 
 /* Writes a model.  `type` is that of the matrices; those whose rows are no multiple of 32 become
- * F16 when it is quantised, and the router, norms and biases are F32. */
+ * F16 when it is quantised, and the router, norms and biases are F32.  A panel type stores the
+ * compute layout of the same values; matrices that cannot be stored so get the plain type. */
 int moge_synth_write(const struct moge_shape *shape, enum moge_type type, uint64_t seed,
                      const char *path, struct moge_err *err);
 

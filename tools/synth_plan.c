@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "engine/kernels/kernels.h"
 #include "tools/synth.h"
 
 struct plan {
@@ -44,7 +45,8 @@ static struct moge_synth_tensor *matrix(struct plan *plan, const char *name, int
                                         int32_t n_out, enum moge_synth_kind kind) {
     struct moge_synth_tensor *tensor = add(plan, name, n_in, kind);
     bool fits = n_in % moge_type_traits((uint32_t)plan->type)->block_values == 0;
-    tensor->type = fits ? plan->type : MOGE_TYPE_F16;
+    bool in_panels = kind != MOGE_SYNTH_EMBEDDING && n_out % MOGE_PANEL_ROWS == 0;
+    tensor->type = !fits ? MOGE_TYPE_F16 : in_panels ? plan->type : moge_type_plain(plan->type);
     tensor->ne[1] = (uint64_t)n_out;
     tensor->n_dims = 2;
     return tensor;

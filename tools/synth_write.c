@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "engine/gemm.h"
 #include "tools/synth.h"
 
 #define CHUNK_BYTES  (1u << 20)
@@ -129,7 +130,9 @@ struct writing {
     float *normal;         /* [TABLE_VALUES] standard normal */
     float *scaled;         /* [TABLE_VALUES] of one tensor */
     unsigned char *table;  /* [TABLE_VALUES] of one tensor, in its type */
-    unsigned char *buffer; /* [CHUNK_BYTES] */
+    unsigned char *buffer; /* [cap] values as rows; */
+    unsigned char *panels; /* [cap] the same as panels */
+    size_t cap;
     void (*progress)(void *arg, double done);
     void *arg;
 };
@@ -138,7 +141,12 @@ static int write_tensor(struct writing *writing, const struct moge_synth_tensor 
                         struct moge_err *err) {
     const struct moge_type_traits *traits = moge_type_traits((uint32_t)tensor->type);
     struct rng rng = rng_init(writing->seed, tensor->name);
-    size_t block_bytes = (size_t)traits->block_bytes, n_chunk = CHUNK_BYTES / block_bytes;
+    size_t block_bytes = (size_t)traits->block_bytes, n_chunk = writing->cap / block_bytes;
+    size_t row_blocks = (size_t)tensor->ne[0] / (size_t)traits->block_values;
+    enum moge_type plain = moge_type_plain(tensor->type);
+    bool in_panels = plain != tensor->type;
+    if (in_panels) /* whole panels */
+        n_chunk -= n_chunk % (MOGE_PANEL_ROWS * row_blocks);
     uint64_t left = tensor->ne[0] * tensor->ne[1] * tensor->ne[2] / (uint64_t)traits->block_values;
     float mean, deviation;
     spread(writing->shape, tensor, &mean, &deviation);
@@ -149,13 +157,18 @@ static int write_tensor(struct writing *writing, const struct moge_synth_tensor 
     }
     while (left > 0) {
         size_t n = left < n_chunk ? (size_t)left : n_chunk;
-        if (tensor->type == MOGE_TYPE_Q8_0)
+        if (plain == MOGE_TYPE_Q8_0)
             fill_q8_0(&rng, deviation, (void *)writing->buffer, n);
-        else if (tensor->type == MOGE_TYPE_Q4_0)
+        else if (plain == MOGE_TYPE_Q4_0)
             fill_q4_0(&rng, deviation, (void *)writing->buffer, n);
         else
             fill_table(&rng, writing->table, block_bytes, writing->buffer, n);
-        int rc = moge_gguf_write_data(writing->w, writing->buffer, n * block_bytes, err);
+        int32_t n_rows = (int32_t)(n / row_blocks);
+        if (in_panels)
+            moge_matrix_pack(plain, writing->buffer, n_rows, (int32_t)tensor->ne[0], 0, n_rows,
+                             writing->panels);
+        int rc = moge_gguf_write_data(writing->w, in_panels ? writing->panels : writing->buffer,
+                                      n * block_bytes, err);
         if (rc != 0)
             return rc;
         left -= n;
@@ -212,13 +225,27 @@ static void put_metadata(struct moge_gguf_writer *w, const struct moge_shape *sh
     put_number(w, shape, "expert_shared_feed_forward_length", shape->ffn_dim);
 }
 
+/* What the widest panel of a shape takes at most: two bytes a value. */
+static size_t panel_bytes_max(const struct moge_shape *shape) {
+    const int32_t widths[] = {shape->dim, shape->ffn_dim, shape->expert_dim,
+                              shape->n_heads * shape->head_dim};
+    size_t widest = 0;
+    for (size_t i = 0; i < sizeof widths / sizeof *widths; i++)
+        widest = (size_t)widths[i] > widest ? (size_t)widths[i] : widest;
+    return widest * MOGE_PANEL_ROWS * 2;
+}
+
 static int writing_init(struct writing *writing, struct moge_err *err) {
     struct rng rng = rng_init(writing->seed, "normal");
     writing->normal = malloc(TABLE_VALUES * sizeof *writing->normal);
     writing->scaled = malloc(TABLE_VALUES * sizeof *writing->scaled);
     writing->table = malloc(TABLE_VALUES * sizeof(float));
-    writing->buffer = malloc(CHUNK_BYTES);
-    if (!writing->normal || !writing->scaled || !writing->table || !writing->buffer)
+    writing->cap = panel_bytes_max(writing->shape);
+    writing->cap = writing->cap > CHUNK_BYTES ? writing->cap : CHUNK_BYTES;
+    writing->buffer = malloc(writing->cap);
+    writing->panels = malloc(writing->cap);
+    if (!writing->normal || !writing->scaled || !writing->table || !writing->buffer ||
+        !writing->panels)
         return moge_fail(err, MOGE_NOMEM, "no memory for random numbers");
     for (size_t i = 0; i < TABLE_VALUES; i++)
         writing->normal[i] = rng_normal(&rng);
@@ -237,6 +264,8 @@ int moge_synth_write_watched(const struct moge_shape *shape, enum moge_type type
         (rc = moge_gguf_create(&writing.w, path, err)) != 0)
         goto done;
     put_metadata(writing.w, shape, type);
+    if (moge_type_is_panel(type))
+        moge_gguf_put_panel_layout(writing.w);
     if ((rc = moge_synth_put_tokenizer(writing.w, shape->n_vocab, err)) != 0)
         goto done;
     for (uint64_t i = 0; i < n; i++) {
@@ -259,6 +288,7 @@ done:
     free(writing.scaled);
     free(writing.table);
     free(writing.buffer);
+    free(writing.panels);
     return rc;
 }
 

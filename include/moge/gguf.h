@@ -108,6 +108,8 @@ void moge_gguf_put_f32s(struct moge_gguf_writer *w, const char *key, const float
                         uint64_t n);
 void moge_gguf_put_i32s(struct moge_gguf_writer *w, const char *key, const int32_t *items,
                         uint64_t n);
+/* Says that panels follow, before any tensor: their layout, and the alignment that they need. */
+void moge_gguf_put_panel_layout(struct moge_gguf_writer *w);
 void moge_gguf_put_tensor(struct moge_gguf_writer *w, const char *name, const uint64_t *ne,
                           uint32_t n_dims, enum moge_type type);
 /* Writes `bytes` more bytes of tensor data (in order, padding is inserted by itself). */

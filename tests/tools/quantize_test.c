@@ -92,6 +92,54 @@ static void models_change_type_and_nothing_else(void **state) {
     unlink(in);
 }
 
+static bool same_bytes(const char *a, const char *b) {
+    FILE *x = fopen(a, "rb"), *y = fopen(b, "rb");
+    assert_true(x && y);
+    int c = 0, d = 0;
+    while (c == d && c != EOF) {
+        c = getc(x);
+        d = getc(y);
+    }
+    fclose(x);
+    fclose(y);
+    return c == d;
+}
+
+static int to_layout(const char *in, const char *out, const char *layout) {
+    return command(5, (const char *[]){"quantize", in, out, "--layout", layout});
+}
+
+static void layouts_hold_the_same_values(void **state) {
+    (void)state;
+    const enum moge_type types[] = {MOGE_TYPE_Q8_0, MOGE_TYPE_Q4_0};
+    char rows[1024], panels[1100], back[1100];
+    for (int i = 0; i < 2; i++) {
+        struct moge_gguf *gguf = NULL;
+        struct moge_err err = {0};
+        mktiny(rows, sizeof rows, "tiny", types[i], 1);
+        snprintf(panels, sizeof panels, "%s.panels", rows);
+        snprintf(back, sizeof back, "%s.back", rows);
+        assert_int_equal(to_layout(rows, panels, "panels"), 0);
+        TEST_OK(moge_gguf_open(&gguf, panels, &err), err);
+        assert_int_equal(moge_gguf_find_tensor(gguf, "blk.1.ffn_up_exps.weight")->type,
+                         moge_type_panel(types[i]));
+        assert_int_equal(moge_gguf_find_tensor(gguf, "token_embd.weight")->type, types[i]);
+        moge_gguf_close(gguf);
+        assert_int_equal(to_layout(panels, back, "rows"), 0);
+        assert_true(same_bytes(rows, back));
+        /* Panels to panels is a copy; through a type and back is the same as from rows. */
+        assert_int_equal(to_layout(panels, back, "panels"), 0);
+        assert_true(same_bytes(panels, back));
+        assert_int_equal(to_type(panels, back, "f32"), 0);
+        assert_int_equal(to_type(rows, panels, "f32"), 0);
+        assert_true(same_bytes(panels, back));
+        assert_int_equal(to_layout(back, panels, "panels"), 1); /* nothing in it has panels */
+        unlink(rows);
+        unlink(panels);
+        unlink(back);
+    }
+}
+
 static void a_file_may_replace_itself(void **state) {
     (void)state;
     char path[1024];
@@ -122,7 +170,9 @@ static void what_a_type_cannot_hold_is_named(void **state) {
         TEST_OK(moge_gguf_write_data(w, x, sizeof x, &err), err);
         TEST_OK(moge_gguf_finish(w, &err), err);
         TEST_OK(moge_gguf_open(&gguf, in, &err), err);
-        assert_int_equal(model_write(gguf, MOGE_TYPE_Q8_0, out, &err), MOGE_FORMAT);
+        assert_int_equal(
+            model_write(gguf, &(struct wish){.has_type = true, .type = MOGE_TYPE_Q8_0}, out, &err),
+            MOGE_FORMAT);
         assert_string_equal(err.text, "tensor matrix holds a value that q8_0 cannot hold");
         assert_int_equal(access(out, F_OK), -1);
         moge_gguf_close(gguf);
@@ -135,6 +185,10 @@ static void wrong_options_write_nothing(void **state) {
     assert_int_equal(to_type("in", "out", "q6_k"), 2);
     assert_int_equal(command(3, (const char *[]){"quantize", "in", "out"}), 2);
     assert_int_equal(command(2, (const char *[]){"quantize", "--nonsense"}), 2);
+    assert_int_equal(to_layout("in", "out", "columns"), 2);
+    assert_int_equal(command(7, (const char *[]){"quantize", "in", "out", "--type", "f16",
+                                                 "--layout", "panels"}),
+                     2);
     assert_int_equal(to_type("/nonexistent.gguf", "out", "q8_0"), 1);
     assert_int_equal(access("out", F_OK), -1);
 }
@@ -142,6 +196,7 @@ static void wrong_options_write_nothing(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(models_change_type_and_nothing_else),
+        cmocka_unit_test(layouts_hold_the_same_values),
         cmocka_unit_test(a_file_may_replace_itself),
         cmocka_unit_test(what_a_type_cannot_hold_is_named),
         cmocka_unit_test(wrong_options_write_nothing),
