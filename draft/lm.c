@@ -103,18 +103,20 @@ static void slot_adopt(const struct lm *lm, struct lm_slot *slot, const struct m
         slot->n_valid = slot->n_decided = n_adopted;
 }
 
-/* Cuts n_valid at the first token that was computed as a guess and decided otherwise. */
+/* Cuts n_valid at the first token that was computed as a guess and is another one now. */
 static void slot_settle(const struct lm *lm, struct lm_slot *slot, const struct moge_span *span) {
     if (slot->n_decided > span->n_known) /* another sequence, though nobody said so */
         *slot = (struct lm_slot){.last_page = -1};
-    int32_t n_true = slot->n_decided;
-    while (n_true < slot->n_valid && n_true < span->n_known &&
+    int32_t n_true = slot->n_decided, end = span->n_known, last = end + span->n_guess - 1;
+    /* Asked again in the same step: guesses are compared with the guesses they were. */
+    if (slot->n_decided == span->n_known)
+        end += span->n_guess;
+    while (n_true < slot->n_valid && n_true < end &&
            slot->guesses[n_true - slot->n_decided] == span->tokens[n_true])
         n_true++;
-    slot->n_valid = slot->n_decided = n_true;
-    /* The last known token is computed again if need be: its logits are wanted. */
-    if (slot->n_valid > span->n_known - 1)
-        slot->n_valid = slot->n_decided = span->n_known - 1;
+    /* The last token is computed again if need be: its logits are wanted. */
+    slot->n_valid = n_true < last ? n_true : last;
+    slot->n_decided = slot->n_valid < span->n_known ? slot->n_valid : span->n_known;
     slot_adopt(lm, slot, span);
 }
 
@@ -285,23 +287,22 @@ static void lm_guess(void *self, struct moge_span *const *spans, const int32_t *
         /* The last guess is not fed, so the model needs room for one position less. */
         int32_t room = lm->n_context_max - span->n_known + 1;
         int32_t n = want[i] < room ? want[i] : room;
-        if (n <= 0)
+        if (n <= span->n_guess)
             continue;
         MOGE_ASSERT(lm->n_jobs < lm->n_slots);
         slot_settle(lm, &lm->slots[span->slot], span);
-        span->n_guess = 0;
         lm->jobs[lm->n_jobs++] = (struct lm_job){.span = span, .want = n};
     }
     while (rows_pending(lm) > 0 && round_run(lm)) {
     }
 }
 
-/* The first guess takes one row in any case; what it needs beyond that is debt. */
+/* The next guess takes one row in any case; what it needs beyond that is debt. */
 static int32_t lm_debt(void *self, const struct moge_span *span) {
     struct lm *lm = self;
     struct lm_slot *slot = &lm->slots[span->slot];
     slot_settle(lm, slot, span);
-    return span->n_known - 1 - slot->n_valid;
+    return span->n_known + span->n_guess - 1 - slot->n_valid;
 }
 
 static void lm_forget(void *self, int32_t i_slot) {

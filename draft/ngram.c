@@ -7,9 +7,12 @@
  * Per slot and n-gram size, a hash table maps every n-gram to the end of its latest occurrence that
  * has a successor.  Entries are positions; the tokens they stand for are compared on lookup, so a
  * hit is always a true one.  A token costs one insertion per size, once; a table holds at most
- * n_context entries at half load, so nothing is ever evicted and nothing allocated after new. */
+ * n_context entries at half load, and a search ends after PROBES_MAX entries, whatever a client has
+ * made of its prompt: an n-gram that finds no place takes that of another.  Nothing is allocated
+ * after new. */
 #include "moge/draft.h"
 
+#include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,6 +20,7 @@
 static const int32_t sizes[] = {6, 4, 3, 2};
 #define N_SIZES     4
 #define ENTRY_EMPTY (-1)
+#define PROBES_MAX  24
 
 struct ngram_slot {
     int32_t n_indexed; /* n-grams that end before this position are in the tables */
@@ -37,15 +41,19 @@ static uint32_t hash(const int32_t *tokens, int32_t n) {
     return (uint32_t)(h >> 32);
 }
 
-/* The entry of the n-gram that starts at `gram`, or the empty one where it belongs. */
+/* The entry of the n-gram that starts at `gram`, or the one where it belongs: an empty one, or else
+ * the first of those searched. */
 static int32_t *find(const struct ngram *ngram, int32_t *table, const int32_t *tokens,
-                     const int32_t *gram, int32_t n) {
-    uint32_t mask = ngram->n_entries - 1;
-    for (uint32_t at = hash(gram, n) & mask;; at = (at + 1) & mask) {
-        int32_t end = table[at];
-        if (end == ENTRY_EMPTY || memcmp(tokens + end - n + 1, gram, (size_t)n * sizeof *gram) == 0)
-            return &table[at];
+                     const int32_t *gram, int32_t n, bool *found) {
+    uint32_t mask = ngram->n_entries - 1, first = hash(gram, n) & mask;
+    for (uint32_t i = 0; i < PROBES_MAX; i++) {
+        int32_t *entry = &table[(first + i) & mask];
+        *found = *entry != ENTRY_EMPTY &&
+                 memcmp(tokens + *entry - n + 1, gram, (size_t)n * sizeof *gram) == 0;
+        if (*found || *entry == ENTRY_EMPTY)
+            return entry;
     }
+    return &table[first];
 }
 
 static int32_t *table_of(const struct ngram *ngram, const struct ngram_slot *slot, int i_size) {
@@ -64,47 +72,53 @@ static void slot_extend(const struct ngram *ngram, struct ngram_slot *slot, cons
                         int32_t n_known) {
     if (slot->n_indexed > n_known - 1) /* shorter than before: another sequence */
         slot_clear(ngram, slot);
+    bool found;
     for (int32_t end = slot->n_indexed; end < n_known - 1; end++)
         for (int i = 0; i < N_SIZES; i++)
             if (end + 1 >= sizes[i])
                 *find(ngram, table_of(ngram, slot, i), tokens, tokens + end + 1 - sizes[i],
-                      sizes[i]) = end;
+                      sizes[i], &found) = end;
     slot->n_indexed = n_known - 1;
 }
 
-/* Where the longest known suffix occurred last: position of its last token, or ENTRY_EMPTY. */
+/* Where the longest known suffix of tokens[0..n) occurred last: position of its last token, or
+ * ENTRY_EMPTY.  *len becomes how long the match is in truth. */
 static int32_t slot_match(const struct ngram *ngram, const struct ngram_slot *slot,
-                          const int32_t *tokens, int32_t n_known) {
+                          const int32_t *tokens, int32_t n, int32_t *len) {
+    bool found;
     for (int i = 0; i < N_SIZES; i++) {
-        if (n_known < sizes[i])
+        if (n < sizes[i])
             continue;
         int32_t end =
-            *find(ngram, table_of(ngram, slot, i), tokens, tokens + n_known - sizes[i], sizes[i]);
-        if (end != ENTRY_EMPTY)
-            return end;
+            *find(ngram, table_of(ngram, slot, i), tokens, tokens + n - sizes[i], sizes[i], &found);
+        if (!found)
+            continue;
+        *len = sizes[i];
+        while (*len < MOGE_MATCH_LEN_MAX && *len <= end &&
+               tokens[end - *len] == tokens[n - 1 - *len])
+            ++*len;
+        return end;
     }
     return ENTRY_EMPTY;
 }
 
-static void ngram_guess(void *self, struct moge_span *const *spans, const int32_t *want,
-                        int32_t n_spans) {
+static void ngram_look(void *self, const struct moge_span *span, int32_t n_max,
+                       struct moge_lookup *out) {
     struct ngram *ngram = self;
-    for (int32_t i = 0; i < n_spans; i++) {
-        struct moge_span *span = spans[i];
-        if (want[i] <= 0 || span->n_known < 1 || span->n_known > ngram->n_context_max)
-            continue;
-        MOGE_ASSERT(span->slot >= 0 && span->slot < ngram->n_slots);
-        struct ngram_slot *slot = &ngram->slots[span->slot];
-        slot_extend(ngram, slot, span->tokens, span->n_known);
-        int32_t end = slot_match(ngram, slot, span->tokens, span->n_known);
-        if (end == ENTRY_EMPTY)
-            continue;
-        /* A match near the end runs into its own guesses: a repetition goes on repeating. */
-        for (int32_t j = 0; j < want[i]; j++)
-            span->tokens[span->n_known + j] = span->tokens[end + 1 + j];
-        span->n_guess = want[i];
-        span->by_ngram = (1u << want[i]) - 1;
-    }
+    int32_t n = span->n_known + span->n_guess;
+    out->n = 0;
+    out->n_known = n;
+    if (n_max <= 0 || span->n_known < 1 || n > ngram->n_context_max)
+        return;
+    MOGE_ASSERT(span->slot >= 0 && span->slot < ngram->n_slots);
+    struct ngram_slot *slot = &ngram->slots[span->slot];
+    slot_extend(ngram, slot, span->tokens, span->n_known);
+    int32_t end = slot_match(ngram, slot, span->tokens, n, &out->match_len);
+    if (end == ENTRY_EMPTY)
+        return;
+    /* A match near the end runs into its own guesses: a repetition goes on repeating. */
+    for (int32_t from = end + 1; out->n < n_max; from++, out->n++)
+        out->tokens[out->n] = from < n ? span->tokens[from] : out->tokens[from - n];
 }
 
 static void ngram_forget(void *self, int32_t i_slot) {
@@ -123,7 +137,7 @@ static void ngram_free(void *self) {
 }
 
 static const struct moge_drafter_ops ngram_ops = {
-    .name = "ngram", .guess = ngram_guess, .forget = ngram_forget, .free = ngram_free};
+    .name = "ngram", .look = ngram_look, .forget = ngram_forget, .free = ngram_free};
 
 int moge_draft_ngram_new(struct moge_drafter *out, int32_t n_slots, int32_t n_context_max,
                          struct moge_err *err) {

@@ -11,14 +11,19 @@
  * Prefill rows of the same step are nobody's gain here, so guesses are charged what they add to
  * such a step, against the time that the decodes alone would take.
  *
+ * Where guesses can be looked up as well, the next guess of a span is whoever's it is: the
+ * lookup's, unless the drafter is so much more likely to be right that it is worth the drafter's
+ * time.
+ *
  * p comes from the request's own recent guesses at that position, leaning on its guesses at all
  * positions, leaning on everybody's.  Where nothing is guessed, estimates would never change again:
  * a small share of the time (PROBE_SHARE) is saved up, and spent on a step that gives every span
  * one guess.  A probe that is right gives back what it has saved. */
 #include "draft/policy.h"
 
-#include <stdbool.h>
 #include <stdlib.h>
+
+#include "draft/match.h"
 
 /* Evidence fades to 1/e after this many guesses: a request's own, everybody's together, and the
  * short memory that tells when a request's text has changed its nature. */
@@ -53,23 +58,37 @@
 #define GUESS_PRIOR     0.04
 #define GUESS_ROW_PRIOR 0.004
 
-struct evidence {
-    double n, hits; /* fading counts */
-};
-
 struct policy_slot {
-    bool used;                              /* between its first choice and forget */
-    struct evidence at[MOGE_DRAFT_LEN_MAX]; /* by position of the guess */
-    struct evidence all, fast;              /* at any position; long and short memory */
+    bool used;                                   /* between its first choice and forget */
+    struct moge_evidence at[MOGE_DRAFT_LEN_MAX]; /* by position of the guess */
+    struct moge_evidence all, fast;              /* at any position; long and short memory */
+    struct moge_own_matches matches; /* of the lookup's guesses; the rest: the drafter's */
 };
 
 /* A span on its way through one choice. */
 struct candidate {
     int32_t i_span;
-    int32_t n_guess; /* so far */
-    double reached;  /* probability that all guesses so far are right */
-    double debt_ns;  /* catch-up charged to the first guess */
-    double key;      /* gain of the next guess per cost; the heap's order */
+    const struct moge_lookup *lookup; /* NULL: nothing was looked up */
+    struct moge_plan plan;            /* so far */
+    double reached;                   /* probability that all guesses so far are right */
+    double debt_ns;                   /* catch-up charged to the drafter's first guess */
+    bool looked_up;                   /* the next guess is the lookup's */
+    double draft_ns;                  /* what making it takes, rounds aside */
+    double key;                       /* its gain per cost; the heap's order */
+};
+
+/* One guess, in the order of gain per cost. */
+struct choice {
+    int32_t i_span;
+    bool looked_up;
+};
+
+/* What things cost in this step. */
+struct prices {
+    const struct moge_drafter *drafter; /* ops NULL: there is none */
+    double tokens_per_ns;               /* of a step without guesses */
+    double round_ns;                    /* share of one span in a round of drafting */
+    double guess_row_ns, row_ns;        /* a row of drafting, a row of the step */
 };
 
 struct moge_policy {
@@ -78,14 +97,16 @@ struct moge_policy {
     /* engine thread */
     struct moge_step_cost step;
     struct moge_guess_cost guess;
-    struct evidence global[MOGE_DRAFT_LEN_MAX], global_all; /* everybody's */
-    struct policy_slot *slots;                              /* [n_slots] */
-    double probe_ns;                                        /* saved up for probing */
+    struct moge_evidence global[MOGE_DRAFT_LEN_MAX], global_all; /* everybody's */
+    struct moge_matches matches;                                 /* everybody's */
+    struct policy_slot *slots;                                   /* [n_slots] */
+    double probe_ns;                                             /* saved up for probing */
     bool probing; /* the guesses of this step are a probe */
     /* scratch of one choice */
     struct candidate *heap; /* [n_slots] largest key first */
     int32_t n_heap;
-    int32_t *order; /* [n_slots * MOGE_DRAFT_LEN_MAX] spans, in the order of their guesses */
+    struct prices prices; /* of the last choice */
+    struct choice *order; /* [n_slots * MOGE_DRAFT_LEN_MAX] */
 };
 
 int moge_policy_new(struct moge_policy **out, int32_t n_slots, int32_t draft_len_max,
@@ -126,40 +147,34 @@ void moge_policy_forget(struct moge_policy *policy, int32_t i_slot) {
 
 /* ---- acceptance ---- */
 
-static void evidence_add(struct evidence *evidence, bool hit, double fade) {
-    evidence->n = evidence->n * (1 - 1 / fade) + 1;
-    evidence->hits = evidence->hits * (1 - 1 / fade) + hit;
-}
-
-static double evidence_rate(const struct evidence *evidence, double prior) {
-    return (evidence->hits + PRIOR_WEIGHT * prior) / (evidence->n + PRIOR_WEIGHT);
-}
-
 /* Probability that the guess at position j is right, given that those before it were. */
 static double accept_rate(const struct moge_policy *policy, const struct policy_slot *slot, int j) {
-    double everybody = evidence_rate(&policy->global_all, PRIOR_ACCEPT);
-    double everybody_here = evidence_rate(&policy->global[j], everybody);
+    double everybody = moge_evidence_rate(&policy->global_all, PRIOR_ACCEPT, PRIOR_WEIGHT);
+    double everybody_here = moge_evidence_rate(&policy->global[j], everybody, PRIOR_WEIGHT);
     /* What is special about the position is known from everybody; deep ones have little evidence.
      */
-    double rate = evidence_rate(&slot->all, everybody) * everybody_here / everybody;
-    rate = evidence_rate(&slot->at[j], rate < ACCEPT_MAX ? rate : ACCEPT_MAX);
+    double rate = moge_evidence_rate(&slot->all, everybody, PRIOR_WEIGHT);
+    rate *= everybody_here / everybody;
+    rate = moge_evidence_rate(&slot->at[j], rate < ACCEPT_MAX ? rate : ACCEPT_MAX, PRIOR_WEIGHT);
     return rate < ACCEPT_MAX ? rate : ACCEPT_MAX;
 }
 
+static void evidence_scale_one(struct moge_evidence *evidence, double factor) {
+    evidence->n *= factor;
+    evidence->hits *= factor;
+}
+
 static void evidence_scale(struct policy_slot *slot, double factor) {
-    slot->all.n *= factor;
-    slot->all.hits *= factor;
-    for (int j = 0; j < MOGE_DRAFT_LEN_MAX; j++) {
-        slot->at[j].n *= factor;
-        slot->at[j].hits *= factor;
-    }
+    evidence_scale_one(&slot->all, factor);
+    for (int j = 0; j < MOGE_DRAFT_LEN_MAX; j++)
+        evidence_scale_one(&slot->at[j], factor);
 }
 
 /* One guess and its outcome, in the memories of its request. */
 static void slot_learn(struct policy_slot *slot, int j, bool hit) {
-    evidence_add(&slot->at[j], hit, FADE_SLOT);
-    evidence_add(&slot->all, hit, FADE_SLOT);
-    evidence_add(&slot->fast, hit, FADE_FAST);
+    moge_evidence_add(&slot->at[j], hit, FADE_SLOT);
+    moge_evidence_add(&slot->all, hit, FADE_SLOT);
+    moge_evidence_add(&slot->fast, hit, FADE_FAST);
     if (slot->fast.n < FADE_FAST / 2)
         return;
     double rate = slot->all.hits / slot->all.n, off = slot->fast.hits / slot->fast.n - rate;
@@ -183,7 +198,7 @@ static double guess_row_ns(const struct moge_policy *policy) {
 }
 
 static int32_t debt_rows(const struct moge_drafter *drafter, const struct moge_span *span) {
-    return drafter->ops->debt ? drafter->ops->debt(drafter->self, span) : 0;
+    return drafter->ops && drafter->ops->debt ? drafter->ops->debt(drafter->self, span) : 0;
 }
 
 /* Up to two rows come with every full acceptance and are the price of this step.  More is what
@@ -219,25 +234,82 @@ static bool may_guess(const struct moge_span *span) {
     return span->guess_max > 0 && span->n_logits > 0 && span->spec_mode != MOGE_SPEC_OFF;
 }
 
+static bool may_draft(const struct prices *prices, const struct moge_span *span) {
+    return prices->drafter->ops && (span->drafters == MOGE_DRAFTERS_ANY ||
+                                    (span->drafters & (int)MOGE_DRAFTERS_MODEL) != 0);
+}
+
 static int32_t min_i32(int32_t a, int32_t b) {
     return a < b ? a : b;
 }
 
-/* Fixed lengths, one guess a round so that a full batch is shared fairly.  Returns their sum. */
-static int32_t choose_fixed(const struct moge_policy *policy, const struct moge_batch *batch,
-                            int32_t room, int32_t *want) {
-    int32_t n_guess = 0;
-    for (int32_t k = 1; k <= policy->draft_len_max; k++)
-        for (int32_t i = 0; i < batch->n_spans; i++) {
-            const struct moge_span *span = &batch->spans[i];
-            if (!may_guess(span) || span->spec_mode != MOGE_SPEC_FIXED || n_guess >= room)
-                continue;
-            if (k > span->guess_max || k > span->spec_len)
-                continue;
-            want[i] = k;
-            n_guess++;
-        }
-    return n_guess;
+static struct prices prices_of(const struct moge_policy *policy, const struct moge_batch *batch,
+                               const struct moge_drafter *drafter) {
+    struct prices prices = {.drafter = drafter, .guess_row_ns = guess_row_ns(policy)};
+    int32_t n_decode = moge_batch_logits(batch), n_rows = moge_batch_rows(batch), n_drafting = 0;
+    double ns = moge_step_cost_ns(&policy->step, n_decode);
+    for (int32_t i = 0; i < batch->n_spans; i++)
+        n_drafting += may_guess(&batch->spans[i]) && may_draft(&prices, &batch->spans[i]);
+    prices.tokens_per_ns = ns > 0 ? n_decode / ns : 0;
+    prices.round_ns = round_ns(policy) / (n_drafting > 1 ? n_drafting : 1);
+    prices.row_ns =
+        moge_step_cost_ns(&policy->step, n_rows + 1) - moge_step_cost_ns(&policy->step, n_rows) + 1;
+    return prices;
+}
+
+/* Is the lookup's guess the better one, when the drafter is right with probability drafter_rate and
+ * takes draft_ns?  A guess that is right is worth itself and about as much of the next one. */
+static bool lookup_is_better(const struct prices *prices, double lookup_rate, double drafter_rate,
+                             double draft_ns) {
+    return (drafter_rate - lookup_rate) * (1 + drafter_rate) <= prices->tokens_per_ns * draft_ns;
+}
+
+/* Readies the candidate's next guess: whose it is, and what it gains and costs.  False when nobody
+ * has one. */
+static bool candidate_next(const struct moge_policy *policy, const struct moge_span *span,
+                           struct candidate *c) {
+    const struct prices *prices = &policy->prices;
+    const struct policy_slot *slot = &policy->slots[span->slot];
+    int32_t n_lookup = c->plan.n_lookup, j = n_lookup + c->plan.n_drafter;
+    if (j >= min_i32(span->guess_max, policy->draft_len_max))
+        return false;
+    bool first = c->plan.n_drafter == 0, drafts = may_draft(prices, span);
+    bool looks = first && c->lookup && n_lookup < c->lookup->n;
+    if (!drafts && !looks)
+        return false;
+    double rate = drafts ? accept_rate(policy, slot, j) : 0, rate_lookup = 0;
+    c->draft_ns = prices->guess_row_ns;
+    if (first) /* what was looked up before is history to the drafter */
+        c->draft_ns += c->debt_ns + n_lookup * prices->guess_row_ns;
+    if (looks)
+        rate_lookup =
+            moge_match_rate(&policy->matches, &slot->matches, c->lookup->match_len + n_lookup);
+    c->looked_up = looks && (!drafts || lookup_is_better(prices, rate_lookup, rate,
+                                                         c->draft_ns + prices->round_ns));
+    if (c->looked_up) {
+        rate = rate_lookup;
+        c->draft_ns = 0;
+    }
+    c->reached *= rate;
+    c->key = c->reached / (prices->row_ns + c->draft_ns);
+    return true;
+}
+
+static void candidate_take(struct candidate *c) {
+    c->plan.n_lookup += c->looked_up;
+    c->plan.n_drafter += !c->looked_up;
+}
+
+static struct candidate candidate_begin(const struct moge_policy *policy,
+                                        const struct moge_batch *batch, int32_t i_span,
+                                        const struct moge_lookup *lookups) {
+    const struct moge_span *span = &batch->spans[i_span];
+    struct candidate c = {.i_span = i_span, .reached = 1};
+    if (may_draft(&policy->prices, span))
+        c.debt_ns = debt_charge_ns(policy, span, debt_rows(policy->prices.drafter, span));
+    if (lookups && lookups[span->slot].n_known == span->n_known)
+        c.lookup = &lookups[span->slot];
+    return c;
 }
 
 /* What the step yields and takes before any guess of an auto span. */
@@ -246,53 +318,48 @@ struct outlook {
     int32_t n_rows, n_rounds;
 };
 
-static struct outlook outlook_begin(const struct moge_policy *policy,
-                                    const struct moge_batch *batch, const int32_t *want) {
-    struct outlook outlook = {.n_rows = moge_batch_rows(batch)};
-    int32_t n_decode = 0, n_fixed = 0;
-    for (int32_t i = 0; i < batch->n_spans; i++) {
-        const struct moge_span *span = &batch->spans[i];
-        if (span->n_logits == 0)
-            continue;
-        n_decode += span->n_logits;
-        outlook.tokens += 1;
-        double reached = 1;
-        for (int j = 0; j < want[i]; j++)
-            outlook.tokens += reached *= accept_rate(policy, &policy->slots[span->slot], j);
-        n_fixed += want[i];
-        if (want[i] > outlook.n_rounds)
-            outlook.n_rounds = want[i];
-    }
-    outlook.n_rows += n_fixed;
-    outlook.ns = moge_step_cost_ns(&policy->step, n_decode + n_fixed) +
-                 outlook.n_rounds * round_ns(policy) + n_fixed * guess_row_ns(policy);
-    return outlook;
-}
-
-/* Readies the candidate's next guess, or says that there is none worth trying. */
-static bool candidate_next(const struct moge_policy *policy, const struct moge_batch *batch,
-                           struct candidate *candidate, double row_ns) {
-    const struct moge_span *span = &batch->spans[candidate->i_span];
-    int j = candidate->n_guess;
-    if (j >= min_i32(span->guess_max, policy->draft_len_max))
-        return false;
-    candidate->reached *= accept_rate(policy, &policy->slots[span->slot], j);
-    candidate->key = candidate->reached / (row_ns + (j == 0 ? candidate->debt_ns : 0));
-    return candidate->reached >= GAIN_MIN;
+/* Fixed lengths, one guess a round so that a full batch is shared fairly; what they are expected to
+ * bring goes into the outlook.  Returns their sum. */
+static int32_t choose_fixed(struct moge_policy *policy, const struct moge_batch *batch,
+                            const struct moge_lookup *lookups, int32_t room,
+                            struct moge_plan *plans, struct outlook *outlook) {
+    struct candidate *fixed = policy->heap; /* nobody else uses it yet */
+    int32_t n_fixed = 0, n_guess = 0;
+    for (int32_t i = 0; i < batch->n_spans; i++)
+        if (may_guess(&batch->spans[i]) && batch->spans[i].spec_mode == MOGE_SPEC_FIXED) {
+            MOGE_ASSERT(n_fixed < policy->n_slots);
+            fixed[n_fixed++] = candidate_begin(policy, batch, i, lookups);
+        }
+    for (int32_t k = 1; n_fixed > 0 && k <= policy->draft_len_max; k++)
+        for (int32_t i = 0; i < n_fixed && n_guess < room; i++) {
+            struct candidate *c = &fixed[i];
+            const struct moge_span *span = &batch->spans[c->i_span];
+            if (k > span->spec_len || !candidate_next(policy, span, c)) {
+                fixed[i--] = fixed[--n_fixed];
+                continue;
+            }
+            candidate_take(c);
+            plans[c->i_span] = c->plan;
+            outlook->tokens += c->reached;
+            outlook->ns += c->draft_ns;
+            if (c->plan.n_drafter > outlook->n_rounds)
+                outlook->n_rounds = c->plan.n_drafter;
+            n_guess++;
+        }
+    return n_guess;
 }
 
 static void heap_fill(struct moge_policy *policy, const struct moge_batch *batch,
-                      const struct moge_drafter *drafter, double row_ns) {
+                      const struct moge_lookup *lookups) {
     policy->n_heap = 0;
     for (int32_t i = 0; i < batch->n_spans; i++) {
         const struct moge_span *span = &batch->spans[i];
         if (!may_guess(span) || span->spec_mode != MOGE_SPEC_AUTO)
             continue;
-        struct candidate candidate = {.i_span = i, .reached = 1};
-        candidate.debt_ns = debt_charge_ns(policy, span, debt_rows(drafter, span));
+        struct candidate c = candidate_begin(policy, batch, i, lookups);
         MOGE_ASSERT(policy->n_heap < policy->n_slots);
-        if (candidate_next(policy, batch, &candidate, row_ns))
-            policy->heap[policy->n_heap++] = candidate;
+        if (candidate_next(policy, span, &c) && c.reached >= GAIN_MIN)
+            policy->heap[policy->n_heap++] = c;
     }
     for (int32_t i = policy->n_heap / 2 - 1; i >= 0; i--)
         heap_down(policy, i);
@@ -311,35 +378,31 @@ static bool must_measure_zero(const struct moge_policy *policy, const struct mog
 /* Returns how many guesses of policy->order make the fastest step, and how many times the tokens
  * per second of a step without them it should reach. */
 static int32_t choose_auto(struct moge_policy *policy, const struct moge_batch *batch,
-                           const struct moge_drafter *drafter, int32_t room, const int32_t *want,
+                           const struct moge_lookup *lookups, int32_t room, struct outlook outlook,
                            double *advantage) {
-    struct outlook outlook = outlook_begin(policy, batch, want);
     if (outlook.ns <= 0)
         return 0;
-    double slope = moge_step_cost_ns(&policy->step, outlook.n_rows + 1) -
-                   moge_step_cost_ns(&policy->step, outlook.n_rows);
-    heap_fill(policy, batch, drafter, slope + guess_row_ns(policy) + 1);
+    heap_fill(policy, batch, lookups);
     double zero_rate = outlook.tokens / outlook.ns, best_rate = MARGIN * zero_rate;
     int32_t n = 0, n_best = 0;
     while (policy->n_heap > 0 && n < room) {
         struct candidate *first = &policy->heap[0];
         outlook.tokens += first->reached;
         outlook.ns += moge_step_cost_ns(&policy->step, outlook.n_rows + 1) -
-                      moge_step_cost_ns(&policy->step, outlook.n_rows) + guess_row_ns(policy);
+                      moge_step_cost_ns(&policy->step, outlook.n_rows) + first->draft_ns;
         outlook.n_rows++;
-        if (first->n_guess == 0)
-            outlook.ns += first->debt_ns;
-        first->n_guess++;
-        if (first->n_guess > outlook.n_rounds) {
-            outlook.n_rounds = first->n_guess;
+        candidate_take(first);
+        if (first->plan.n_drafter > outlook.n_rounds) {
+            outlook.n_rounds = first->plan.n_drafter;
             outlook.ns += round_ns(policy);
         }
-        policy->order[n++] = first->i_span;
+        policy->order[n++] = (struct choice){first->i_span, first->looked_up};
         if (outlook.tokens / outlook.ns > best_rate) {
             best_rate = outlook.tokens / outlook.ns;
             n_best = n;
         }
-        if (!candidate_next(policy, batch, first, slope + guess_row_ns(policy) + 1))
+        if (!candidate_next(policy, &batch->spans[first->i_span], first) ||
+            first->reached < GAIN_MIN)
             policy->heap[0] = policy->heap[--policy->n_heap];
         heap_down(policy, 0);
     }
@@ -350,19 +413,20 @@ static int32_t choose_auto(struct moge_policy *policy, const struct moge_batch *
 /* One guess for every auto span, if that has been saved up for: then acceptance and the cost of a
  * wider step are known again.  Spans with so much to catch up with that it costs as much as a step
  * are left out. */
-static int32_t probe(struct moge_policy *policy, const struct moge_batch *batch,
-                     const struct moge_drafter *drafter, int32_t room) {
+static int32_t probe(struct moge_policy *policy, const struct moge_batch *batch, int32_t room) {
+    const struct moge_drafter *drafter = policy->prices.drafter;
     int32_t n_rows = moge_batch_rows(batch), n_probes = 0;
     double step_ns = moge_step_cost_ns(&policy->step, n_rows), cost_ns = round_ns(policy);
     for (int32_t i = 0; i < batch->n_spans && n_probes < room; i++) {
         const struct moge_span *span = &batch->spans[i];
-        if (!may_guess(span) || span->spec_mode != MOGE_SPEC_AUTO)
+        if (!may_guess(span) || span->spec_mode != MOGE_SPEC_AUTO ||
+            !may_draft(&policy->prices, span))
             continue;
         double catch_up_ns = guess_row_ns(policy) * debt_rows(drafter, span);
         if (catch_up_ns > step_ns)
             continue;
         cost_ns += catch_up_ns + guess_row_ns(policy);
-        policy->order[n_probes++] = i;
+        policy->order[n_probes++] = (struct choice){.i_span = i};
     }
     cost_ns += moge_step_cost_ns(&policy->step, n_rows + n_probes) - step_ns;
     if (n_probes == 0 || cost_ns > policy->probe_ns)
@@ -373,32 +437,53 @@ static int32_t probe(struct moge_policy *policy, const struct moge_batch *batch,
 }
 
 int32_t moge_policy_choose(struct moge_policy *policy, const struct moge_batch *batch,
-                           const struct moge_drafter *drafter, int32_t *want) {
+                           const struct moge_drafter *drafter, const struct moge_lookup *lookups,
+                           struct moge_plan *plans) {
     int32_t room = min_i32(batch->n_rows_cap - moge_batch_rows(batch),
                            batch->n_logits_cap - moge_batch_logits(batch));
+    struct outlook outlook = {.n_rows = moge_batch_rows(batch)};
+    int32_t n_decode = 0;
     bool any_auto = false;
     policy->probing = false;
     for (int32_t i = 0; i < batch->n_spans; i++) {
         const struct moge_span *span = &batch->spans[i];
         MOGE_ASSERT(span->slot >= 0 && span->slot < policy->n_slots);
-        want[i] = 0;
+        plans[i] = (struct moge_plan){0};
         policy->slots[span->slot].used = true;
+        n_decode += span->n_logits;
+        outlook.tokens += span->n_logits > 0;
         any_auto = any_auto || (may_guess(span) && span->spec_mode == MOGE_SPEC_AUTO);
     }
     if (room <= 0)
         return 0;
-    int32_t n_guess = choose_fixed(policy, batch, room, want);
+    policy->prices = prices_of(policy, batch, drafter);
+    int32_t n_fixed = choose_fixed(policy, batch, lookups, room, plans, &outlook);
     if (!any_auto)
-        return n_guess;
+        return n_fixed;
+    outlook.n_rows += n_fixed;
+    outlook.ns +=
+        moge_step_cost_ns(&policy->step, n_decode + n_fixed) + outlook.n_rounds * round_ns(policy);
     double advantage = 1;
-    int32_t n_auto = choose_auto(policy, batch, drafter, room - n_guess, want, &advantage);
-    if (n_guess == 0 && n_auto > 0 && must_measure_zero(policy, batch, advantage))
+    int32_t n_auto = choose_auto(policy, batch, lookups, room - n_fixed, outlook, &advantage);
+    if (n_fixed == 0 && n_auto > 0 && must_measure_zero(policy, batch, advantage))
         return 0;
     if (n_auto == 0)
-        n_auto = probe(policy, batch, drafter, room - n_guess);
-    for (int32_t i = 0; i < n_auto; i++)
-        want[policy->order[i]]++;
-    return n_guess + n_auto;
+        n_auto = probe(policy, batch, room - n_fixed);
+    for (int32_t i = 0; i < n_auto; i++) {
+        struct moge_plan *plan = &plans[policy->order[i].i_span];
+        plan->n_lookup += policy->order[i].looked_up;
+        plan->n_drafter += !policy->order[i].looked_up;
+    }
+    return n_fixed + n_auto;
+}
+
+bool moge_policy_prefers_lookup(const struct moge_policy *policy, const struct moge_span *span,
+                                const struct moge_lookup *lookup) {
+    const struct prices *prices = &policy->prices;
+    const struct policy_slot *slot = &policy->slots[span->slot];
+    double rate = moge_match_rate(&policy->matches, &slot->matches, lookup->match_len);
+    return lookup_is_better(prices, rate, accept_rate(policy, slot, span->n_guess),
+                            prices->guess_row_ns + prices->round_ns);
 }
 
 /* ---- learning ---- */
@@ -407,19 +492,38 @@ void moge_policy_drafted(struct moge_policy *policy, int32_t n_rounds, int32_t n
     moge_guess_cost_observe(&policy->guess, n_rounds, n_rows, (double)ns);
 }
 
+void moge_policy_looked(struct moge_policy *policy, const struct moge_span *span,
+                        const struct moge_lookup *lookup) {
+    struct policy_slot *slot = &policy->slots[span->slot];
+    bool hit = true;
+    for (int32_t j = 0; hit && j < lookup->n && lookup->n_known + j < span->n_known; j++) {
+        hit = lookup->tokens[j] == span->tokens[lookup->n_known + j];
+        moge_match_learn(&policy->matches, &slot->matches, lookup->match_len + j, hit);
+    }
+}
+
 static void observe_span(struct moge_policy *policy, const struct moge_span *span) {
     struct policy_slot *slot = &policy->slots[span->slot];
+    int32_t n_drafted = 0;
     for (int32_t j = 0; j < span->n_guess && j <= span->n_accepted; j++) {
         bool hit = j < span->n_accepted;
-        evidence_add(&policy->global[j], hit, FADE_GLOBAL);
-        evidence_add(&policy->global_all, hit, FADE_GLOBAL);
+        if (moge_span_is_by_ngram(span, j)) /* see moge_policy_looked */
+            continue;
+        n_drafted++;
+        moge_evidence_add(&policy->global[j], hit, FADE_GLOBAL);
+        moge_evidence_add(&policy->global_all, hit, FADE_GLOBAL);
         /* A request that has ended in this step leaves nothing behind in its slot. */
         if (slot->used)
             slot_learn(slot, j, hit);
     }
-    /* The text moves on while nothing is guessed. */
-    if (span->n_guess == 0)
+    /* The text moves on while the drafter says nothing. */
+    if (n_drafted == 0)
         evidence_scale(slot, 1 - 1 / FADE_IDLE);
+    /* So it does beyond the last guess: a bad start of a position must not be its end. */
+    for (int32_t j = span->n_guess; n_drafted > 0 && j < MOGE_DRAFT_LEN_MAX; j++) {
+        evidence_scale_one(&slot->at[j], 1 - 1 / FADE_IDLE);
+        evidence_scale_one(&policy->global[j], 1 - 1 / FADE_GLOBAL);
+    }
 }
 
 void moge_policy_observe(struct moge_policy *policy, const struct moge_batch *batch,

@@ -9,6 +9,7 @@
 #ifndef MOGE_DRAFT_POLICY_H
 #define MOGE_DRAFT_POLICY_H
 
+#include <stdbool.h>
 #include <stdint.h>
 #include "draft/cost.h"
 #include "moge/draft.h"
@@ -19,10 +20,25 @@ int moge_policy_new(struct moge_policy **out, int32_t n_slots, int32_t draft_len
                     struct moge_err *err);
 void moge_policy_free(struct moge_policy *policy);
 
-/* Fills want[i] for every span of the batch, within guess_max and the batch's caps; returns their
- * sum.  The drafter says what a first guess must catch up with. */
+/* The guesses of one span: those looked up come first. */
+struct moge_plan {
+    int32_t n_lookup, n_drafter;
+};
+
+/* Fills plans[i] for every span of the batch, within guess_max and the batch's caps; returns the
+ * sum of their guesses.  The drafter (ops NULL: none) says what a first guess must catch up with;
+ * lookups[slot] is what was looked up for the span in that slot (NULL: nobody looks up). */
 int32_t moge_policy_choose(struct moge_policy *policy, const struct moge_batch *batch,
-                           const struct moge_drafter *drafter, int32_t *want);
+                           const struct moge_drafter *drafter, const struct moge_lookup *lookups,
+                           struct moge_plan *plans);
+
+/* Within a chain that the drafter has begun: whether the lookup should make its next guess. */
+bool moge_policy_prefers_lookup(const struct moge_policy *policy, const struct moge_span *span,
+                                const struct moge_lookup *lookup);
+
+/* What was looked up for the span in an earlier step, now that more of it is decided. */
+void moge_policy_looked(struct moge_policy *policy, const struct moge_span *span,
+                        const struct moge_lookup *lookup);
 
 /* How long drafting took: rounds of one row per sequence, and rows in all, catch-up included. */
 void moge_policy_drafted(struct moge_policy *policy, int32_t n_rounds, int32_t n_rows, int64_t ns);

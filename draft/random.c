@@ -22,7 +22,7 @@ static void random_guess(void *self, struct moge_span *const *spans, const int32
                          int32_t n_spans) {
     struct random *random = self;
     for (int32_t i = 0; i < n_spans; i++) {
-        for (int32_t j = 0; j < want[i]; j++)
+        for (int32_t j = spans[i]->n_guess; j < want[i]; j++)
             spans[i]->tokens[spans[i]->n_known + j] =
                 (int32_t)(random_next(random) % (uint64_t)random->n_vocab);
         spans[i]->n_guess = want[i];

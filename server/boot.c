@@ -127,12 +127,14 @@ static int models_open(struct moge_boot *boot, struct moge_err *err) {
         snprintf(draft, sizeof draft, "%s", config->draft);
     else if (automatic && boot->embedded && !embedded_find(draft, sizeof draft, EMBEDDED_DRAFT))
         draft[0] = '\0';
-    bool wanted =
-        config->drafter == MOGE_CONFIG_DRAFTER_AUTO || config->drafter == MOGE_CONFIG_DRAFTER_MODEL;
-    if (config->drafter == MOGE_CONFIG_DRAFTER_MODEL && !draft[0])
+    bool needed =
+        config->drafter == MOGE_CONFIG_DRAFTER_MODEL || config->drafter == MOGE_CONFIG_DRAFTER_BOTH;
+    bool wanted = needed || config->drafter == MOGE_CONFIG_DRAFTER_AUTO;
+    if (needed && !draft[0])
         return moge_fail(err, MOGE_INVALID,
-                         "drafter is model, but there is no draft model: give "
-                         "one with --draft FILE");
+                         "drafter is %s, but there is no draft model: give "
+                         "one with --draft FILE",
+                         config->drafter == MOGE_CONFIG_DRAFTER_MODEL ? "model" : "both");
     int rc = model_load(boot, &boot->model, target, err);
     if (rc == 0 && draft[0] && wanted)
         rc = model_load(boot, &boot->draft_model, draft, err);
@@ -213,25 +215,47 @@ static int kernels_check(const struct moge_config *config, struct moge_err *err)
     return 0;
 }
 
-static int drafter_open(struct moge_boot *boot, int32_t n_context, int32_t n_pages,
-                        struct moge_drafter *out, struct moge_err *err) {
+/* Who guesses: the draft model, lookup, both or nobody. */
+static enum moge_drafters drafters_choose(const struct moge_boot *boot) {
+    switch (boot->config->drafter) {
+    case MOGE_CONFIG_DRAFTER_NONE:
+        return MOGE_DRAFTERS_ANY;
+    case MOGE_CONFIG_DRAFTER_MODEL:
+        return MOGE_DRAFTERS_MODEL;
+    case MOGE_CONFIG_DRAFTER_NGRAM:
+        return MOGE_DRAFTERS_NGRAM;
+    case MOGE_CONFIG_DRAFTER_BOTH:
+        return MOGE_DRAFTERS_BOTH;
+    default:
+        return boot->draft_model ? MOGE_DRAFTERS_MODEL : MOGE_DRAFTERS_NGRAM;
+    }
+}
+
+static int drafters_open(struct moge_boot *boot, int32_t n_context, int32_t n_pages,
+                         struct moge_draft_options *out, struct moge_err *err) {
+    static const char *const names[] = {[MOGE_DRAFTERS_ANY] = "none",
+                                        [MOGE_DRAFTERS_MODEL] = "model",
+                                        [MOGE_DRAFTERS_NGRAM] = "ngram",
+                                        [MOGE_DRAFTERS_BOTH] = "both"};
     const struct moge_config *config = boot->config;
     struct moge_draft_lm_options options = {.n_pages = n_pages,
                                             .n_slots = config->max_running,
                                             .n_rows_max = config->step_rows,
                                             .n_context_max = n_context,
                                             .kv_type = kv_type(config->draft_kv_type)};
-    boot->service.drafter = "none";
-    if (config->drafter == MOGE_CONFIG_DRAFTER_NONE)
-        return 0;
-    if (boot->draft_model) {
-        boot->service.drafter = "model";
-        boot->service.drafters = MOGE_DRAFTERS_MODEL;
-        return moge_draft_lm_new(out, boot->draft_model, boot->threads, &options, err);
-    }
-    boot->service.drafter = "ngram";
-    boot->service.drafters = MOGE_DRAFTERS_NGRAM;
-    return moge_draft_ngram_new(out, config->max_running, n_context, err);
+    int drafters = (int)drafters_choose(boot), rc = 0;
+    boot->service.drafters = (enum moge_drafters)drafters;
+    boot->service.drafter = names[drafters];
+    if (drafters & (int)MOGE_DRAFTERS_MODEL)
+        rc = moge_draft_lm_new(&out->drafter, boot->draft_model, boot->threads, &options, err);
+    if (rc == 0 && (drafters & (int)MOGE_DRAFTERS_NGRAM))
+        rc = moge_draft_ngram_new(&out->lookup, config->max_running, n_context, err);
+    return rc;
+}
+
+static void drafter_free(struct moge_drafter *drafter) {
+    if (drafter->ops)
+        drafter->ops->free(drafter->self);
 }
 
 static int draft_open(struct moge_boot *boot, int32_t n_context, int32_t n_pages,
@@ -239,12 +263,13 @@ static int draft_open(struct moge_boot *boot, int32_t n_context, int32_t n_pages
     struct moge_draft_options options = {.n_slots = boot->config->max_running,
                                          .draft_len_max = boot->config->draft_len_max,
                                          .now_ns = now_ns};
-    int rc = drafter_open(boot, n_context, n_pages, &options.drafter, err);
-    if (rc)
-        return rc;
-    rc = moge_draft_new(&boot->draft, &options, err);
-    if (rc && options.drafter.ops)
-        options.drafter.ops->free(options.drafter.self);
+    int rc = drafters_open(boot, n_context, n_pages, &options, err);
+    if (rc == 0)
+        rc = moge_draft_new(&boot->draft, &options, err);
+    if (rc) {
+        drafter_free(&options.drafter);
+        drafter_free(&options.lookup);
+    }
     return rc;
 }
 

@@ -69,8 +69,11 @@ static const struct option_row rows[] = {
     GROUP("Speculation (changes the speed, never the output)"),
     {"speculation", KIND_LENGTH, AT(speculation), "auto", 1, MOGE_DRAFT_LEN_MAX, NULL,
      "off, auto, or a fixed number of guesses; a request may ask for another."},
-    {"drafter", KIND_CHOICE, AT(drafter), "auto", 0, 0, "auto|model|ngram|none",
-     "Where guesses come from.  auto: the draft model if there is one, otherwise n-grams."},
+    {"drafter", KIND_CHOICE, AT(drafter), "auto", 0, 0, "auto|model|ngram|both|none",
+     "Where guesses come from: the draft model, n-gram lookup in the request's own tokens, or "
+     "both, "
+     "each guess by whoever is expected to be right more cheaply.  auto: the draft model if there "
+     "is one, otherwise n-grams."},
     {"draft-len-max", KIND_COUNT, AT(draft_len_max), "16", 1, MOGE_DRAFT_LEN_MAX, NULL,
      "Most guesses at once."},
     GROUP("Listening"),
@@ -469,8 +472,10 @@ static int together_check(const struct moge_config *config, struct moge_err *err
         return moge_fail(err, MOGE_INVALID,
                          "speculation is %d, more than draft-len-max allows (%d)",
                          config->speculation, config->draft_len_max);
-    if (config->drafter == MOGE_CONFIG_DRAFTER_MODEL && strcmp(config->draft, "none") == 0)
-        return moge_fail(err, MOGE_INVALID, "drafter is model, but draft is none");
+    if (strcmp(config->draft, "none") == 0 && (config->drafter == MOGE_CONFIG_DRAFTER_MODEL ||
+                                               config->drafter == MOGE_CONFIG_DRAFTER_BOTH))
+        return moge_fail(err, MOGE_INVALID, "drafter is %s, but draft is none",
+                         config->drafter == MOGE_CONFIG_DRAFTER_MODEL ? "model" : "both");
     return 0;
 }
 

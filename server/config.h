@@ -26,6 +26,7 @@ enum moge_config_drafter {
     MOGE_CONFIG_DRAFTER_AUTO, /* the draft model if there is one, otherwise n-grams */
     MOGE_CONFIG_DRAFTER_MODEL,
     MOGE_CONFIG_DRAFTER_NGRAM,
+    MOGE_CONFIG_DRAFTER_BOTH,
     MOGE_CONFIG_DRAFTER_NONE
 };
 

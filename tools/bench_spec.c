@@ -18,7 +18,7 @@ static const char usage_text[] =
     "\n"
     "  --model FILE       GGUF file\n"
     "  --draft FILE       draft model with the same tokenizer\n"
-    "  --drafter KIND     model, ngram or oracle (model with --draft, otherwise oracle)\n"
+    "  --drafter KIND     model, ngram, both or oracle (model with --draft, otherwise oracle)\n"
     "  --acceptance P     oracle: a guess is right with probability P (0.8); P/Q changes to Q\n"
     "                     halfway; real takes the drafter as it is\n"
     "  --draft-cost C     oracle: a guess takes C of the target's decode step (0)\n"
@@ -90,7 +90,7 @@ static int name_index(const char *name, const char *const *names, int n) {
     return -1;
 }
 
-static const char *const drafter_names[] = {"model", "ngram", "oracle"};
+static const char *const drafter_names[] = {"model", "ngram", "both", "oracle"};
 
 static bool parse_acceptance(const char *text, struct spec_options *options, bool *real) {
     double *accept = options->oracle.accept;
@@ -156,7 +156,7 @@ static bool option_take(struct parsed *parsed, int option, const char *value) {
         options->text = value;
         return true;
     case 'D':
-        return (parsed->drafter = name_index(value, drafter_names, 3)) >= 0;
+        return (parsed->drafter = name_index(value, drafter_names, 4)) >= 0;
     case 'a':
         parsed->acceptance = true;
         return parse_acceptance(value, options, &parsed->real);
@@ -202,7 +202,7 @@ static int options_check(const struct parsed *parsed) {
         return wrong("the oracle has no acceptance of its own");
     if (drafter != SPEC_DRAFTER_ORACLE && parsed->acceptance && !parsed->real)
         return wrong("--acceptance P is for the oracle");
-    if (drafter == SPEC_DRAFTER_MODEL && !options->draft)
+    if ((drafter == SPEC_DRAFTER_MODEL || drafter == SPEC_DRAFTER_BOTH) && !options->draft)
         return wrong("this drafter needs --draft");
     return -1;
 }

@@ -13,7 +13,12 @@
 #define SPEC_ROUNDS_MAX 64
 #define SPEC_AUTO       -1 /* modes: a fixed length, 0 for off, or this */
 
-enum spec_drafter { SPEC_DRAFTER_MODEL, SPEC_DRAFTER_NGRAM, SPEC_DRAFTER_ORACLE };
+enum spec_drafter {
+    SPEC_DRAFTER_MODEL,
+    SPEC_DRAFTER_NGRAM,
+    SPEC_DRAFTER_BOTH,
+    SPEC_DRAFTER_ORACLE
+};
 
 /* What the oracle is asked to be like. */
 struct spec_oracle_options {
@@ -47,7 +52,7 @@ struct spec_bench {
     struct moge_engine *engine;
     struct moge_accept *accept;
     struct moge_kv *kv;
-    struct moge_drafter drafter;         /* owned here; both policies below guess through it */
+    struct moge_drafter drafter, lookup; /* owned here; both policies below guess through them */
     struct moge_draft *fixed, *adaptive; /* auto learns from its own steps only */
     struct moge_batch batch;
     struct moge_sample_params *params; /* [n_seqs] each its own seed */

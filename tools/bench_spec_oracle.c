@@ -49,7 +49,7 @@ static void oracle_guess(void *self, struct moge_span *const *spans, const int32
     for (int32_t i = 0; i < n_spans; i++) {
         struct moge_span *span = spans[i];
         const int32_t *truth = bench->truth + (size_t)span->slot * stride;
-        for (int32_t j = 0; j < want[i]; j++) {
+        for (int32_t j = span->n_guess; j < want[i]; j++) {
             int32_t pos = span->n_known + j;
             span->tokens[pos] =
                 is_right(oracle, span->slot, pos) ? truth[pos] : (truth[pos] + 1) % n_vocab;

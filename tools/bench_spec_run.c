@@ -27,7 +27,7 @@ static int32_t *tokens_of(const struct spec_bench *bench, int32_t i) {
     return bench->tokens + (size_t)i * stride_of(bench);
 }
 
-/* ---- the drafter is lent to two policies ---- */
+/* ---- drafters are lent to two policies ---- */
 
 static void lent_guess(void *self, struct moge_span *const *spans, const int32_t *want,
                        int32_t n_spans) {
@@ -37,6 +37,11 @@ static void lent_guess(void *self, struct moge_span *const *spans, const int32_t
 static int32_t lent_debt(void *self, const struct moge_span *span) {
     const struct moge_drafter *drafter = self;
     return drafter->ops->debt ? drafter->ops->debt(drafter->self, span) : 0;
+}
+static void lent_look(void *self, const struct moge_span *span, int32_t n_max,
+                      struct moge_lookup *out) {
+    const struct moge_drafter *drafter = self;
+    drafter->ops->look(drafter->self, span, n_max, out);
 }
 static void lent_forget(void *self, int32_t slot) {
     const struct moge_drafter *drafter = self;
@@ -48,6 +53,7 @@ static void lent_free(void *self) {
 static const struct moge_drafter_ops lent_ops = {.name = "lent",
                                                  .guess = lent_guess,
                                                  .debt = lent_debt,
+                                                 .look = lent_look,
                                                  .forget = lent_forget,
                                                  .free = lent_free};
 
@@ -61,16 +67,21 @@ static int drafter_open(struct spec_bench *bench, int32_t n_pages, struct moge_e
                                        .n_context_max = bench->n_context};
     if (options->drafter == SPEC_DRAFTER_ORACLE)
         return moge_spec_oracle_new(&bench->drafter, bench, err);
-    if (options->drafter == SPEC_DRAFTER_NGRAM)
-        return moge_draft_ngram_new(&bench->drafter, bench->n_seqs, bench->n_context, err);
-    return moge_draft_lm_new(&bench->drafter, bench->draft_model, bench->threads, &lm, err);
+    int rc = 0;
+    if (options->drafter != SPEC_DRAFTER_MODEL)
+        rc = moge_draft_ngram_new(&bench->lookup, bench->n_seqs, bench->n_context, err);
+    if (rc == 0 && options->drafter != SPEC_DRAFTER_NGRAM)
+        rc = moge_draft_lm_new(&bench->drafter, bench->draft_model, bench->threads, &lm, err);
+    return rc;
 }
 
 static int policies_open(struct spec_bench *bench, struct moge_err *err) {
-    struct moge_draft_options options = {.drafter = {&lent_ops, &bench->drafter},
-                                         .n_slots = bench->n_seqs,
-                                         .draft_len_max = MOGE_DRAFT_LEN_MAX,
-                                         .now_ns = moge_spec_now_ns};
+    struct moge_draft_options options = {
+        .n_slots = bench->n_seqs, .draft_len_max = MOGE_DRAFT_LEN_MAX, .now_ns = moge_spec_now_ns};
+    if (bench->drafter.ops)
+        options.drafter = (struct moge_drafter){&lent_ops, &bench->drafter};
+    if (bench->lookup.ops)
+        options.lookup = (struct moge_drafter){&lent_ops, &bench->lookup};
     int rc = moge_draft_new(&bench->fixed, &options, err);
     return rc ? rc : moge_draft_new(&bench->adaptive, &options, err);
 }
@@ -302,6 +313,8 @@ void moge_spec_close(struct spec_bench *bench) {
     moge_draft_free(bench->adaptive);
     if (bench->drafter.ops)
         bench->drafter.ops->free(bench->drafter.self);
+    if (bench->lookup.ops)
+        bench->lookup.ops->free(bench->lookup.self);
     moge_accept_free(bench->accept);
     moge_engine_free(bench->engine);
     moge_kv_free(bench->kv);

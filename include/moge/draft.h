@@ -14,15 +14,27 @@
 #include "moge/err.h"
 #include "moge/threads.h"
 
-/* A source of guesses. */
+/* What was looked up for a sequence: it costs nothing, so it is known before anybody decides how
+ * much is guessed. */
+struct moge_lookup {
+    int32_t n_known;   /* tokens of the sequence that the guesses continue */
+    int32_t match_len; /* of which the last so many were seen before; MOGE_MATCH_LEN_MAX: or more */
+    int32_t n;         /* guesses; 0: nothing matched */
+    int32_t tokens[MOGE_DRAFT_LEN_MAX];
+};
+#define MOGE_MATCH_LEN_MAX 32
+
+/* A source of guesses: either one that takes time, or one that looks them up. */
 struct moge_drafter_ops {
     const char *name;
-    /* Guesses want[i] tokens for spans[i] (0: none), writing tokens[n_known ...] and setting
-     * n_guess <= want[i] (n-gram lookup: by_ngram too).  Must not touch anything else of the span.
-     * Spans with want 0 cost nothing. */
+    /* Brings the guesses of spans[i] to want[i] in all: writes tokens[n_known + n_guess ...], after
+     * those that are there already, and raises n_guess, at most to want[i].  Must not touch
+     * anything else of the span. */
     void (*guess)(void *self, struct moge_span *const *spans, const int32_t *want, int32_t n_spans);
-    /* Positions of the span's history that the first guess would have to catch up with; the policy
-     * prices it in.  NULL: never any. */
+    /* Instead of guess: finds up to n_max tokens that continue the span and its guesses so far. */
+    void (*look)(void *self, const struct moge_span *span, int32_t n_max, struct moge_lookup *out);
+    /* Positions of the span's history, and of its guesses so far, that the next guess would have to
+     * catch up with; the policy prices it in.  NULL: never any. */
     int32_t (*debt)(void *self, const struct moge_span *span);
     /* The sequence in this slot is gone (finished, preempted): drop what is known about it. */
     void (*forget)(void *self, int32_t slot);
@@ -57,7 +69,10 @@ int moge_draft_random_new(struct moge_drafter *out, int32_t n_vocab, uint64_t se
 struct moge_draft; /* drafter + policy */
 
 struct moge_draft_options {
-    struct moge_drafter drafter; /* taken over: freed with the draft; ops NULL: never guess */
+    /* Taken over: freed with the draft; ops NULL: there is none.  With both, each guess is made by
+     * whoever is expected to be right more cheaply. */
+    struct moge_drafter drafter; /* has guess */
+    struct moge_drafter lookup;  /* has look */
     int32_t n_slots;
     int32_t draft_len_max;   /* 1..MOGE_DRAFT_LEN_MAX */
     int64_t (*now_ns)(void); /* monotonic clock, injected so that simulations are deterministic */
@@ -78,7 +93,9 @@ void moge_draft_forget(struct moge_draft *draft, int32_t slot);
 
 struct moge_draft_stats {
     uint64_t offered[MOGE_DRAFT_LEN_MAX],
-        accepted[MOGE_DRAFT_LEN_MAX];            /* by position of the guess */
+        accepted[MOGE_DRAFT_LEN_MAX]; /* by position of the guess */
+    uint64_t ngram_offered[MOGE_DRAFT_LEN_MAX],
+        ngram_accepted[MOGE_DRAFT_LEN_MAX];      /* of which looked up */
     uint64_t len_chosen[MOGE_DRAFT_LEN_MAX + 1]; /* draft lengths offered to decode spans */
     double guess_ns, row_ns[2]; /* cost estimates: per guess; step = row_ns[0] + row_ns[1] * rows */
 };

@@ -164,6 +164,7 @@ static void random_guesses_change_nothing(void **state) {
         for (int32_t i = 0; i < N_SPANS; i++) {
             span_make(f, i, MOGE_DRAFT_LEN_MAX, 0, false);
             spans[i] = &f->spans[i];
+            spans[i]->n_guess = 0;
             want[i] = MOGE_DRAFT_LEN_MAX;
         }
         drafter.ops->guess(drafter.self, spans, want, N_SPANS);

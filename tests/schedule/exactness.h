@@ -100,9 +100,12 @@ enum drafter_kind {
     DRAFTER_ORACLE, /* the true continuation, spoilt now and then */
     DRAFTER_NGRAM,
     DRAFTER_RANDOM,
+    DRAFTER_BOTH,         /* n-grams and the small model */
+    DRAFTER_ORACLE_NGRAM, /* n-grams and the oracle: long chains of both */
     N_DRAFTERS
 };
-static const char *const drafter_names[] = {"none", "model", "target", "oracle", "ngram", "random"};
+static const char *const drafter_names[] = {"none",  "model",  "target", "oracle",
+                                            "ngram", "random", "both",   "oracle and ngram"};
 
 struct config {
     enum drafter_kind drafter;
@@ -138,7 +141,7 @@ static void oracle_guess(void *self, struct moge_span *const *spans, const int32
         struct moge_span *span = spans[i];
         const struct moge_req *req = span->owner;
         const struct outcome *truth = &oracle->truth[req->id];
-        for (int32_t j = 0; j < want[i]; j++) {
+        for (int32_t j = span->n_guess; j < want[i]; j++) {
             int32_t at = span->n_known - span->n_prompt + j;
             bool right =
                 at < truth->n_out && truth->out[at].id >= 0 && test_below(&oracle->rng, 5) > 0;
@@ -188,7 +191,8 @@ static int64_t world_now(void) {
 }
 
 static void drafter_new(struct world *world, const struct outcome *truth,
-                        struct moge_drafter *out) {
+                        struct moge_draft_options *options) {
+    struct moge_drafter *out = &options->drafter;
     const struct config *config = &world->config;
     struct moge_draft_lm_options lm = {.n_pages = config->n_pages,
                                        .n_slots = N_RUNNING_MAX,
@@ -199,15 +203,17 @@ static void drafter_new(struct world *world, const struct outcome *truth,
                                                       : world->models->kv_type};
     int32_t n_vocab = moge_model_info(world->models->target)->n_vocab;
     struct moge_err err = {0};
-    if (config->drafter == DRAFTER_MODEL || config->drafter == DRAFTER_TARGET) {
+    if (config->drafter == DRAFTER_NGRAM || config->drafter == DRAFTER_BOTH ||
+        config->drafter == DRAFTER_ORACLE_NGRAM)
+        TEST_OK(moge_draft_ngram_new(&options->lookup, N_RUNNING_MAX, N_CONTEXT, &err), err);
+    if (config->drafter == DRAFTER_MODEL || config->drafter == DRAFTER_TARGET ||
+        config->drafter == DRAFTER_BOTH) {
         const struct moge_model *model =
-            config->drafter == DRAFTER_MODEL ? world->models->draft : world->models->target;
+            config->drafter == DRAFTER_TARGET ? world->models->target : world->models->draft;
         TEST_OK(moge_draft_lm_new(out, model, world->threads, &lm, &err), err);
-    } else if (config->drafter == DRAFTER_NGRAM) {
-        TEST_OK(moge_draft_ngram_new(out, N_RUNNING_MAX, N_CONTEXT, &err), err);
     } else if (config->drafter == DRAFTER_RANDOM) {
         TEST_OK(moge_draft_random_new(out, n_vocab, config->seed, &err), err);
-    } else if (config->drafter == DRAFTER_ORACLE) {
+    } else if (config->drafter == DRAFTER_ORACLE || config->drafter == DRAFTER_ORACLE_NGRAM) {
         struct oracle *oracle = malloc(sizeof *oracle);
         assert_non_null(oracle);
         *oracle = (struct oracle){world->specs, truth, n_vocab, test_rng_init(config->seed)};
@@ -249,7 +255,7 @@ static void world_init(struct world *world, const struct models *models, const s
     TEST_OK(moge_threads_new(&world->threads, config->n_threads, &err), err);
     struct moge_draft_options draft = {
         .n_slots = N_RUNNING_MAX, .draft_len_max = MOGE_DRAFT_LEN_MAX, .now_ns = world_now};
-    drafter_new(world, truth, &draft.drafter);
+    drafter_new(world, truth, &draft);
     TEST_OK(moge_draft_new(&world->draft, &draft, &err), err);
     world_new_parts(world);
     struct moge_engine_options engine = {.n_pages = config->n_pages,
@@ -303,6 +309,8 @@ static void submit(struct world *world, int32_t i) {
     req->max_tokens = spec->max_tokens;
     req->spec_mode = world->config.mode;
     req->spec_len = world->config.len;
+    if (world->config.drafter == DRAFTER_BOTH) /* some ask for one of the two */
+        req->drafters = (enum moge_drafters)(i % 4);
     req->n_prompt = spec->n_prompt;
     memcpy(req->tokens, spec->prompt, (size_t)spec->n_prompt * sizeof *req->tokens);
     world->running[i] = req;

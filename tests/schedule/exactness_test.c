@@ -332,10 +332,11 @@ static void preemption_at_every_step(void **state) {
     struct models models;
     models_open(&models, "tiny q8_0", TINY("target"), TINY("draft"), MOGE_WEIGHTS_Q8_0);
     assert_true(specs_make(&models, 5) >= 3);
-    static const enum drafter_kind drafters[] = {DRAFTER_NONE, DRAFTER_MODEL, DRAFTER_ORACLE};
+    static const enum drafter_kind drafters[] = {DRAFTER_NONE, DRAFTER_MODEL, DRAFTER_ORACLE,
+                                                 DRAFTER_BOTH};
     int32_t n_runs = 0;
     n_preempted_here = 0;
-    for (int32_t d = 0; d < 3; d++) {
+    for (int32_t d = 0; d < 4; d++) {
         struct config config = alone();
         config.drafter = drafters[d];
         config.mode = d == 0 ? MOGE_SPEC_OFF : MOGE_SPEC_FIXED;

@@ -141,6 +141,7 @@ static void test_values_that_do_not_fit_together(void **state) {
     assert_int_not_equal(LOAD(&config, &err, "--speculation", "9", "--draft-len-max", "8"), 0);
     assert_non_null(strstr(err.text, "draft-len-max"));
     assert_int_not_equal(LOAD(&config, &err, "--drafter", "model", "--draft", "none"), 0);
+    assert_int_not_equal(LOAD(&config, &err, "--drafter", "both", "--draft", "none"), 0);
     assert_non_null(strstr(err.text, "draft"));
 }
 
