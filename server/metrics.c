@@ -127,8 +127,25 @@ void moge_metrics_request(struct moge_metrics *metrics, const struct moge_req *r
 }
 
 void moge_metrics_refused(struct moge_metrics *metrics, int code) {
-    bool full = code == MOGE_LIMIT || code == MOGE_BUSY || code == MOGE_SHUTDOWN;
-    moge_metrics_add(full ? &metrics->request_refused_total : &metrics->request_invalid_total, 1);
+    switch (code) {
+    case MOGE_LIMIT:
+    case MOGE_BUSY:
+    case MOGE_SHUTDOWN:
+        moge_metrics_add(&metrics->request_refused_total, 1);
+        return;
+    case MOGE_DEADLINE:
+        moge_metrics_add(&metrics->request_deadline_total, 1);
+        return;
+    case MOGE_CANCELLED:
+        moge_metrics_add(&metrics->request_cancelled_total, 1);
+        return;
+    case MOGE_NOMEM:
+    case MOGE_INTERNAL:
+        moge_metrics_add(&metrics->request_error_total, 1);
+        return;
+    default:
+        moge_metrics_add(&metrics->request_invalid_total, 1);
+    }
 }
 
 static unsigned long long get(const _Atomic uint64_t *counter) {

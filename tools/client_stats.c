@@ -72,6 +72,7 @@ static int stats_take(void *arg, const void *data, size_t len, struct moge_err *
                                       .n_waiting = in->waiting,
                                       .n_calls = in->calls,
                                       .n_connections = in->connections,
+                                      .heap_bytes = in->heap_bytes,
                                       .tokens_per_s = in->tokens_per_second};
     if (in->pages != NULL) {
         out->pages_free = in->pages->free;

@@ -24,6 +24,7 @@ struct moge_client_spread { /* times in microseconds */
 struct moge_client_stats {
     int64_t uptime_us, n_running, n_waiting, n_calls, n_connections;
     int64_t pages_free, pages_used, pages_cached, pages_evicted;
+    int64_t heap_bytes;
     double tokens_per_s;
     int64_t n_steps, n_rows, n_tokens, step_us, weight_bytes;
     double guess_us, step_base_us, step_row_us;

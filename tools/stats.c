@@ -135,9 +135,10 @@ static void stats_print(struct moge_screen *screen, const struct moge_client_sta
                         const struct moge_client_stats *before) {
     char text[256];
     snprintf(text, sizeof text,
-             "%lld running, %lld waiting; %lld calls, %lld connections; up %.0f s",
+             "%lld running, %lld waiting; %lld calls, %lld connections; heap %.1f MiB; up %.0f s",
              (long long)now->n_running, (long long)now->n_waiting, (long long)now->n_calls,
-             (long long)now->n_connections, (double)now->uptime_us / 1e6);
+             (long long)now->n_connections, (double)now->heap_bytes / (1 << 20),
+             (double)now->uptime_us / 1e6);
     line_print(screen, "requests  ", text);
     snprintf(text, sizeof text, "%.1f tokens/s lately; %lld since %s", now->tokens_per_s,
              (long long)(now->n_tokens - before->n_tokens),
@@ -198,6 +199,7 @@ static json_t *stats_json(const struct moge_client_stats *s) {
         {"pages_used", s->pages_used},
         {"pages_cached", s->pages_cached},
         {"pages_evicted", s->pages_evicted},
+        {"heap_bytes", s->heap_bytes},
         {"steps", s->n_steps},
         {"rows", s->n_rows},
         {"tokens", s->n_tokens},

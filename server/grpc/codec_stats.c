@@ -2,6 +2,7 @@
 /* GetStats: the snapshot and the counters as a message. */
 #include "server/grpc/codec_message.h"
 
+#include <malloc.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -105,6 +106,8 @@ static int stats_pack(struct store *store, const struct moge_service *service, c
     store->pages.cached = stats->pages_cached;
     store->pages.evicted = (int64_t)stats->pages_evicted;
     reply.pages = &store->pages;
+    struct mallinfo2 heap = mallinfo2();
+    reply.heap_bytes = (int64_t)(heap.uordblks + heap.hblkhd);
     reply.tokens_per_second = stats->tokens_per_s;
     engine_fill(store);
     reply.engine = &store->engine;

@@ -93,7 +93,11 @@ static void test_refused(void **state) {
     moge_metrics_refused(&metrics, MOGE_SHUTDOWN);
     moge_metrics_refused(&metrics, MOGE_INVALID);
     assert_int_equal(metrics.request_refused_total, 2);
+    moge_metrics_refused(&metrics, MOGE_DEADLINE); /* it had passed on arrival */
+    moge_metrics_refused(&metrics, MOGE_NOMEM);
     assert_int_equal(metrics.request_invalid_total, 1);
+    assert_int_equal(metrics.request_deadline_total, 1);
+    assert_int_equal(metrics.request_error_total, 1);
 }
 
 static void test_guesses_by_position(void **state) {
