@@ -60,11 +60,22 @@ void moge_accept_free(struct moge_accept *accept) {
     free(accept);
 }
 
+/* What the model thought of tokens that are known: the row of position p scores the token at p + 1.
+ */
+static void score_span(struct moge_sampler *sampler, const struct moge_batch *batch,
+                       struct moge_span *span) {
+    const int32_t *tokens = span->tokens + span->pos + span->n_rows - span->n_logits + 1;
+    for (int32_t i = 0; i < span->n_scored; i++) {
+        const float *logits =
+            batch->logits + (size_t)(span->logits_row + i) * (size_t)batch->n_vocab;
+        moge_sampler_logprobs(sampler, logits, tokens[i], span->n_score_top, &span->scores[i]);
+    }
+}
+
 static void accept_span(struct moge_sampler *sampler, const struct moge_batch *batch,
                         struct moge_span *span) {
     MOGE_ASSERT(span->n_guess >= 0 && span->n_guess < span->n_logits);
     const struct moge_sample_params *sample = span->sample;
-    /* The rows before the last known token's were asked for by somebody else (prompt scores). */
     int32_t first_row = span->logits_row + span->n_logits - span->n_guess - 1;
     bool agrees = true;
     span->n_accepted = 0;
@@ -92,7 +103,8 @@ static void accept_some(void *arg, int i_thread, int n_threads) {
             return;
         struct moge_span *span = &batch->spans[i];
         span->n_accepted = span->n_out = 0;
-        if (span->n_logits > 0)
+        score_span(accept->samplers[i_thread], batch, span);
+        if (moge_span_decides(span))
             accept_span(accept->samplers[i_thread], batch, span);
     }
 }

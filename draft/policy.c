@@ -450,8 +450,8 @@ int32_t moge_policy_choose(struct moge_policy *policy, const struct moge_batch *
         MOGE_ASSERT(span->slot >= 0 && span->slot < policy->n_slots);
         plans[i] = (struct moge_plan){0};
         policy->slots[span->slot].used = true;
-        n_decode += span->n_logits;
-        outlook.tokens += span->n_logits > 0;
+        n_decode += span->n_logits - span->n_scored;
+        outlook.tokens += moge_span_decides(span);
         any_auto = any_auto || (may_guess(span) && span->spec_mode == MOGE_SPEC_AUTO);
     }
     if (room <= 0)

@@ -273,8 +273,10 @@ static int draft_open(struct moge_boot *boot, int32_t n_context, int32_t n_pages
     return rc;
 }
 
+/* Rows of logits of a step: all sequences with guesses, or one prompt's scores beside them. */
 static int32_t logits_max(const struct moge_config *config) {
-    int64_t n = (int64_t)config->max_running * (1 + config->draft_len_max);
+    int64_t n_guesses = (int64_t)config->max_running * config->draft_len_max;
+    int64_t n = config->max_running + (n_guesses > MOGE_RING_TOKENS ? n_guesses : MOGE_RING_TOKENS);
     return n < config->step_rows ? (int32_t)n : config->step_rows;
 }
 

@@ -9,6 +9,7 @@
 /* ---- Generate ---- */
 
 struct stream {
+    moge_client_prompt_fn *on_prompt;
     moge_client_delta_fn *on_delta;
     void *arg;
     struct moge_client_finish finish;
@@ -73,12 +74,49 @@ static void finish_read(struct moge_client_finish *out, const Moge__V1__Finish *
         guesses_read(out, in->guesses);
 }
 
+/* Scores of the prompt, the alternatives behind the tokens, in one allocation. */
+static int scores_take(const struct stream *stream, const Moge__V1__GenerateResponse *response,
+                       struct moge_err *err) {
+    size_t n = response->n_prompt_tokens, n_top = 0;
+    if (n == 0 || stream->on_prompt == NULL)
+        return 0;
+    for (size_t i = 0; i < n; i++)
+        n_top +=
+            response->prompt_tokens[i]->logprobs ? response->prompt_tokens[i]->logprobs->n_top : 0;
+    struct moge_client_score *scores = calloc(n + n_top, sizeof *scores), *top = scores + n;
+    if (scores == NULL)
+        return moge_fail(err, MOGE_NOMEM, "out of memory");
+    for (size_t i = 0; i < n; i++) {
+        const Moge__V1__PromptToken *from = response->prompt_tokens[i];
+        const Moge__V1__TokenLogprobs *logprobs = from->logprobs;
+        scores[i] = (struct moge_client_score){.id = from->id,
+                                               .piece = (const char *)from->piece.data,
+                                               .piece_len = from->piece.len,
+                                               .top = top};
+        if (logprobs == NULL)
+            continue;
+        scores[i].logprob = logprobs->logprob;
+        scores[i].rank = logprobs->rank;
+        scores[i].n_top = logprobs->n_top;
+        for (size_t j = 0; j < logprobs->n_top; j++)
+            *top++ = (struct moge_client_score){.id = logprobs->top[j]->id,
+                                                .piece = (const char *)logprobs->top[j]->piece.data,
+                                                .piece_len = logprobs->top[j]->piece.len,
+                                                .logprob = logprobs->top[j]->logprob};
+    }
+    int rc = stream->on_prompt(stream->arg, scores, n, err);
+    free(scores);
+    return rc;
+}
+
 static int response_take(void *arg, const void *data, size_t len, struct moge_err *err) {
     struct stream *stream = arg;
     Moge__V1__GenerateResponse *response = moge__v1__generate_response__unpack(NULL, len, data);
     if (response == NULL)
         return moge_fail(err, MOGE_INTERNAL, "the server sent a message that cannot be read");
-    int rc = stream->on_delta(stream->arg, (const char *)response->text.data, response->text.len,
+    int rc = scores_take(stream, response, err);
+    if (rc == 0)
+        rc = stream->on_delta(stream->arg, (const char *)response->text.data, response->text.len,
                               response->token_ids, response->n_token_ids, err);
     if (rc == 0 && response->finish != NULL) {
         finish_read(&stream->finish, response->finish);
@@ -158,6 +196,11 @@ static uint8_t *request_pack(const struct moge_client_request *request, size_t *
     if (request->cache_salt != NULL)
         message.cache_salt = (ProtobufCBinaryData){strlen(request->cache_salt),
                                                    (uint8_t *)(uintptr_t)request->cache_salt};
+    if (request->has_prompt_logprobs) {
+        message._prompt_logprobs_case =
+            MOGE__V1__GENERATE_REQUEST___PROMPT_LOGPROBS_PROMPT_LOGPROBS;
+        message.prompt_logprobs = request->n_prompt_logprobs;
+    }
     message.prompt_case = MOGE__V1__GENERATE_REQUEST__PROMPT_TEXT;
     message.text =
         (ProtobufCBinaryData){request->prompt_len, (uint8_t *)(uintptr_t)request->prompt};
@@ -198,7 +241,7 @@ int moge_client_generate(struct moge_client *client, const struct moge_client_re
     uint8_t *packed = request_pack(request, &len);
     if (packed == NULL)
         return moge_fail(err, MOGE_NOMEM, "out of memory");
-    struct stream stream = {.on_delta = on_delta, .arg = arg};
+    struct stream stream = {.on_prompt = request->on_prompt, .on_delta = on_delta, .arg = arg};
     struct moge_client_call call = generate_call(request, packed, len, &stream);
     int rc = moge_client_call(client, &call, err);
     free(packed);
@@ -233,8 +276,11 @@ int moge_client_generate_start(struct moge_client_calls *calls,
         free(packed);
         return moge_fail(err, MOGE_NOMEM, "out of memory");
     }
-    *stream =
-        (struct stream){.on_delta = on_delta, .arg = arg, .on_end = on_end, .finish_out = finish};
+    *stream = (struct stream){.on_prompt = request->on_prompt,
+                              .on_delta = on_delta,
+                              .arg = arg,
+                              .on_end = on_end,
+                              .finish_out = finish};
     struct moge_client_call call = generate_call(request, packed, len, stream);
     int rc = moge_client_start(calls, &call, stream_end, err);
     free(packed);

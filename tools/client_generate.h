@@ -9,6 +9,22 @@
 
 #define MOGE_CLIENT_STOPS_MAX 16
 
+/* A token and how likely the model found it. */
+struct moge_client_score {
+    uint32_t id;
+    const char *piece; /* [piece_len] bytes */
+    size_t piece_len;
+    float logprob;
+    int32_t rank; /* 1: the most likely; 0 for an alternative */
+    size_t n_top;
+    const struct moge_client_score *top; /* alternatives, most likely first */
+};
+
+/* Scored tokens of the prompt, borrowed for the call; arg is that of the deltas.  Non-zero cancels
+ * the stream. */
+typedef int moge_client_prompt_fn(void *arg, const struct moge_client_score *scores,
+                                  size_t n_scores, struct moge_err *err);
+
 /* Unset fields (has_x false, n_x 0) leave the choice to the daemon. */
 struct moge_client_request {
     const char *prompt; /* [prompt_len] UTF-8, NULs allowed */
@@ -21,15 +37,18 @@ struct moge_client_request {
     float temperature, top_p;
     uint64_t seed;
     const char *cache_salt; /* NULL: none */
+    bool has_prompt_logprobs;
+    int32_t n_prompt_logprobs; /* alternatives beside each token of the prompt */
     int n_stops;
     const char *stops[MOGE_CLIENT_STOPS_MAX];
     enum moge_spec_mode spec_mode;
     int32_t spec_len;     /* MOGE_SPEC_FIXED */
     int32_t spec_len_max; /* MOGE_SPEC_AUTO; 0: the daemon's */
     enum moge_drafters drafters;
-    bool ignore_eos;              /* go on after the end of the text */
-    int64_t timeout_us;           /* 0: none */
-    const atomic_bool *cancelled; /* may be NULL */
+    moge_client_prompt_fn *on_prompt; /* NULL: scores are dropped */
+    bool ignore_eos;                  /* go on after the end of the text */
+    int64_t timeout_us;               /* 0: none */
+    const atomic_bool *cancelled;     /* may be NULL */
 };
 
 /* Guesses of all drafters, or of one. */

@@ -25,6 +25,8 @@ static const char usage_text[] =
     "  --temperature T       0 takes the most likely token (default 1)\n"
     "  --top-p P             choose among the most likely tokens that make up P (default 1)\n"
     "  --seed S              the same seed gives the same text (default: a new one)\n"
+    "  --prompt-logprobs N   with --json: how likely the model finds each token of the prompt but\n"
+    "                        the first, and N alternatives, 0..20\n"
     "  --stop TEXT           end before this text; up to 16 times\n"
     "  --cache-salt TEXT     share computed beginnings only with requests of the same salt\n"
     "  --speculation MODE    off, auto, or guesses at each step, 1..16; changes the speed alone\n"
@@ -34,7 +36,7 @@ static const char usage_text[] =
     "  --special             let the prompt spell control tokens\n"
     "  --timeout SECONDS     give up after this long\n"
     "  --json                one JSON object at the end instead of text: text, token_ids,\n"
-    "                        finish_reason, usage, timings, guesses, seed\n"
+    "                        finish_reason, usage, timings, guesses, seed, prompt_tokens\n"
     "\n"
     "Exit status: 0 done, 1 failed (one sentence on standard error says why), 2 wrong options,\n"
     "130 cancelled.\n";
@@ -44,7 +46,7 @@ struct completion {
     struct moge_client_request request;
     char *input; /* the prompt when it was read from standard input */
     bool json, help;
-    json_t *ids;
+    json_t *ids, *prompt_tokens;
     char *text; /* [text_len], gathered for --json */
     size_t text_len, text_cap;
 };
@@ -161,6 +163,7 @@ static const struct option long_options[] = {
     {"top-p", required_argument, NULL, 'P'},
     {"seed", required_argument, NULL, 's'},
     {"stop", required_argument, NULL, 'S'},
+    {"prompt-logprobs", required_argument, NULL, 'L'},
     {"cache-salt", required_argument, NULL, 'k'},
     {"speculation", required_argument, NULL, 'g'},
     {"max-guesses", required_argument, NULL, 'm'},
@@ -209,6 +212,9 @@ static int option_take(struct completion *c, int option, struct moge_err *err) {
         return seed_read(optarg, &request->seed, err);
     case 'S':
         return stop_add(request, optarg, err);
+    case 'L':
+        request->has_prompt_logprobs = true;
+        return count_read("prompt-logprobs", optarg, &request->n_prompt_logprobs, err);
     case 'k':
         request->cache_salt = optarg;
         return 0;
@@ -255,6 +261,8 @@ static int options_read(struct completion *c, int argc, char **argv, struct moge
     if (c->request.spec_len_max < 0 || c->request.spec_len_max > MOGE_DRAFT_LEN_MAX)
         return moge_fail(err, MOGE_INVALID, "--max-guesses is %d; it must be from 1 to %d",
                          (int)c->request.spec_len_max, MOGE_DRAFT_LEN_MAX);
+    if (c->request.has_prompt_logprobs && !c->json)
+        return moge_fail(err, MOGE_INVALID, "--prompt-logprobs is for --json");
     if (c->request.prompt == NULL)
         return moge_fail(err, MOGE_INVALID, "--prompt is missing");
     return 0;
@@ -288,6 +296,38 @@ static int text_gather(void *arg, const char *text, size_t text_len, const uint3
     c->text_len += text_len;
     for (size_t i = 0; i < n_ids; i++)
         json_array_append_new(c->ids, json_integer(ids[i]));
+    return 0;
+}
+
+/* A piece may be part of a character: then it has no place in JSON but as null. */
+static json_t *piece_json(const char *piece, size_t len) {
+    json_t *string = json_stringn(piece != NULL ? piece : "", len);
+    return string != NULL ? string : json_null();
+}
+
+/* JSON has no infinity: what cannot be is null. */
+static json_t *logprob_json(float logprob) {
+    return isfinite(logprob) ? json_real((double)logprob) : json_null();
+}
+
+static int prompt_gather(void *arg, const struct moge_client_score *scores, size_t n_scores,
+                         struct moge_err *err) {
+    (void)err;
+    struct completion *c = arg;
+    for (size_t i = 0; i < n_scores; i++) {
+        const struct moge_client_score *score = &scores[i];
+        json_t *top = json_array();
+        for (size_t j = 0; j < score->n_top; j++)
+            json_array_append_new(
+                top, json_pack("{s:i, s:o, s:o}", "id", (int)score->top[j].id, "piece",
+                               piece_json(score->top[j].piece, score->top[j].piece_len), "logprob",
+                               logprob_json(score->top[j].logprob)));
+        json_array_append_new(c->prompt_tokens,
+                              json_pack("{s:i, s:o, s:o, s:i, s:o}", "id", (int)score->id, "piece",
+                                        piece_json(score->piece, score->piece_len), "logprob",
+                                        logprob_json(score->logprob), "rank", (int)score->rank,
+                                        "top", top));
+    }
     return 0;
 }
 
@@ -330,6 +370,8 @@ static int json_print(struct completion *c, const struct moge_client_finish *fin
         all_guesses_json(finish), "seed", seed);
     if (object == NULL)
         return moge_fail(err, MOGE_INTERNAL, "the answer cannot be put in JSON: %s", why.text);
+    if (c->request.has_prompt_logprobs)
+        json_object_set(object, "prompt_tokens", c->prompt_tokens);
     int rc = json_dumpf(object, stdout, JSON_COMPACT);
     json_decref(object);
     if (rc != 0 || putchar('\n') == EOF || fflush(stdout) != 0)
@@ -346,6 +388,8 @@ static int completion_run(struct completion *c, struct moge_err *err) {
     interrupt_catch();
     c->request.cancelled = &interrupted;
     c->ids = json_array();
+    c->prompt_tokens = json_array();
+    c->request.on_prompt = prompt_gather;
     rc = moge_client_generate(client, &c->request, c->json ? text_gather : text_print, c, &finish,
                               err);
     moge_client_close(client);
@@ -373,5 +417,6 @@ int moge_command_complete(int argc, char **argv) {
     free(c.input);
     free(c.text);
     json_decref(c.ids);
+    json_decref(c.prompt_tokens);
     return status;
 }

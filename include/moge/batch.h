@@ -10,7 +10,7 @@
  *
  * The row of position p yields the logits that choose the token at p + 1.  So a decode span with k
  * guesses wants k + 1 rows of logits, a prefill chunk wants none unless it ends with the prompt's
- * last token.
+ * last token, or the prompt's own tokens are to be scored.
  *
  * Who fills what:   sched_plan: everything above the first ruler;   draft_propose: tokens[] past
  * n_known, n_rows, n_guess, n_logits;   engine_forward: logits_row;   accept_batch: the last group.
@@ -48,6 +48,8 @@ struct moge_span {
     int32_t n_known;      /* tokens decided before this step; a decode span has pos = n_known - 1 */
     int32_t n_prompt;     /* of which the first n_prompt came from the client */
     int32_t n_logits;     /* logits wanted for the last n_logits rows */
+    int32_t n_scored;     /* of these the first so many score known tokens and decide nothing */
+    int32_t n_score_top;  /* alternatives reported beside a scored token */
     int32_t
         guess_max; /* guesses there is room for: pages, max_tokens, context, ring; 0 in prefill */
     enum moge_spec_mode spec_mode;
@@ -64,7 +66,8 @@ struct moge_span {
     int32_t n_accepted; /* guesses that the target picked too */
     int32_t n_out;      /* tokens decided now: tokens[n_known .. n_known + n_out) */
     struct moge_logprobs
-        *logprobs; /* [n_out] or NULL when not asked for; storage of the scheduler */
+        *logprobs;                /* [n_out] or NULL when not asked for; storage of the scheduler */
+    struct moge_logprobs *scores; /* [n_scored] the same for the scored tokens */
     /* ------------------------------------------------------------------ set by sched_commit */
     int32_t n_emitted; /* of the n_out tokens, those up to a stop */
     int64_t gap_us;    /* since the sequence's tokens before these; -1: these are its first */
@@ -82,6 +85,11 @@ struct moge_batch {
 /* Its first row is the last decided token; otherwise rows of a prompt or history come first. */
 static inline bool moge_span_is_decode(const struct moge_span *span) {
     return span->pos == span->n_known - 1;
+}
+
+/* It ends with the last decided token or guesses behind it, so the next token can be decided. */
+static inline bool moge_span_decides(const struct moge_span *span) {
+    return span->n_logits > span->n_scored;
 }
 
 /* Guess j was looked up in the sequence itself, not made by a model. */

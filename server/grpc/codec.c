@@ -334,6 +334,29 @@ static int prompt_copy(const struct moge_service *service, const Moge__V1__Gener
     return rc;
 }
 
+static int logprobs_check(const char *field, int32_t n, struct moge_err *err) {
+    if (n >= 0 && n <= MOGE_LOGPROBS_MAX)
+        return 0;
+    return moge_fail(err, MOGE_INVALID, "%s is %" PRId32 "; it must be 0..%d", field, n,
+                     MOGE_LOGPROBS_MAX);
+}
+
+/* How many alternatives are reported, of the output and of the prompt; -1: nothing is. */
+static int logprobs_copy(const Moge__V1__GenerateRequest *from, struct moge_req *req,
+                         struct moge_err *err) {
+    req->sample.n_logprobs = req->n_prompt_logprobs = -1;
+    int rc = 0;
+    if (from->_logprobs_case) {
+        rc = logprobs_check("logprobs", from->logprobs, err);
+        req->sample.n_logprobs = from->logprobs;
+    }
+    if (rc == 0 && from->_prompt_logprobs_case) {
+        rc = logprobs_check("prompt_logprobs", from->prompt_logprobs, err);
+        req->n_prompt_logprobs = from->prompt_logprobs;
+    }
+    return rc;
+}
+
 static int cache_salt_copy(const Moge__V1__GenerateRequest *from, struct moge_req *req,
                            struct moge_err *err) {
     if (from->cache_salt.len > MOGE_CACHE_SALT_MAX)
@@ -366,12 +389,10 @@ static int request_copy(const struct moge_service *service, const Moge__V1__Gene
                               err);
     if (rc == 0)
         rc = cache_salt_copy(from, req, err);
+    if (rc == 0)
+        rc = logprobs_copy(from, req, err);
     if (rc)
         return rc;
-    if (from->_logprobs_case && (from->logprobs < 0 || from->logprobs > MOGE_LOGPROBS_MAX))
-        return moge_fail(err, MOGE_INVALID, "logprobs is %" PRId32 "; it must be 0..%d",
-                         from->logprobs, MOGE_LOGPROBS_MAX);
-    req->sample.n_logprobs = from->_logprobs_case ? from->logprobs : -1;
     rc = moge_sample_params_check(&req->sample, service->target.n_vocab, err);
     if (rc)
         return rc;

@@ -28,6 +28,9 @@ struct moge_chunk {
     int32_t n_tokens;
     uint32_t ids[MOGE_RING_TOKENS];
     struct moge_logprobs logprobs[MOGE_RING_TOKENS]; /* n_top = -1: not asked for */
+    int32_t n_scored; /* tokens of the prompt; with the others at most MOGE_RING_TOKENS */
+    uint32_t scored_ids[MOGE_RING_TOKENS];
+    struct moge_logprobs scores[MOGE_RING_TOKENS];
     size_t text_len;
     char text[2 * MOGE_RING_TEXT_BYTES];
 };

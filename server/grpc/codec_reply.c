@@ -14,50 +14,81 @@
 bool moge_chunk_fill(struct moge_chunk *chunk, struct moge_req *req) {
     struct moge_token_out token;
     size_t len;
-    chunk->n_tokens = 0;
+    chunk->n_tokens = chunk->n_scored = 0;
     chunk->text_len = 0;
     /* The text of one pop is at most MOGE_RING_TEXT_BYTES, so there is always room for it. */
-    while (chunk->n_tokens < MOGE_RING_TOKENS && chunk->text_len <= MOGE_RING_TEXT_BYTES &&
+    while (chunk->n_tokens + chunk->n_scored < MOGE_RING_TOKENS &&
+           chunk->text_len <= MOGE_RING_TEXT_BYTES &&
            moge_req_pop(req, &token, chunk->text + chunk->text_len, &len)) {
         chunk->text_len += len;
-        if (token.hidden)
-            continue;
-        chunk->ids[chunk->n_tokens] = (uint32_t)token.id;
-        chunk->logprobs[chunk->n_tokens++] = token.logprobs;
+        if (token.scored) {
+            chunk->scored_ids[chunk->n_scored] = (uint32_t)token.id;
+            chunk->scores[chunk->n_scored++] = token.logprobs;
+        } else if (!token.hidden) {
+            chunk->ids[chunk->n_tokens] = (uint32_t)token.id;
+            chunk->logprobs[chunk->n_tokens++] = token.logprobs;
+        }
     }
-    return chunk->n_tokens > 0 || chunk->text_len > 0;
+    return chunk->n_tokens > 0 || chunk->n_scored > 0 || chunk->text_len > 0;
 }
 
-/* Everything that the log-probabilities of one response need, in one allocation. */
+/* Everything that the log-probabilities of one response need, in one allocation: of prompt tokens
+ * first, then of the others. */
 struct logprob_store {
+    Moge__V1__PromptToken prompt[MOGE_RING_TOKENS];
+    Moge__V1__PromptToken *prompt_at[MOGE_RING_TOKENS];
     Moge__V1__TokenLogprobs tokens[MOGE_RING_TOKENS];
     Moge__V1__TokenLogprobs *token_at[MOGE_RING_TOKENS];
     Moge__V1__Alternative top[MOGE_RING_TOKENS][MOGE_LOGPROBS_MAX];
     Moge__V1__Alternative *top_at[MOGE_RING_TOKENS][MOGE_LOGPROBS_MAX];
 };
 
+static ProtobufCBinaryData piece_of(const struct moge_service *service, uint32_t id) {
+    size_t len;
+    const char *piece = moge_tokenizer_piece(service->tokenizer, (int32_t)id, &len);
+    return moge_message_bytes(piece, len);
+}
+
+/* Place i of the store. */
 static void logprobs_fill(struct logprob_store *store, const struct moge_service *service,
-                          const struct moge_chunk *chunk) {
-    for (int32_t i = 0; i < chunk->n_tokens; i++) {
-        const struct moge_logprobs *from = &chunk->logprobs[i];
-        Moge__V1__TokenLogprobs *to = &store->tokens[i];
-        moge__v1__token_logprobs__init(to);
-        store->token_at[i] = to;
-        to->logprob = from->chosen;
-        to->rank = from->rank;
-        to->n_top = (size_t)from->n_top;
-        to->top = store->top_at[i];
-        for (int32_t j = 0; j < from->n_top; j++) {
-            Moge__V1__Alternative *top = &store->top[i][j];
-            moge__v1__alternative__init(top);
-            store->top_at[i][j] = top;
-            top->id = (uint32_t)from->top[j].id;
-            top->logprob = from->top[j].logprob;
-            size_t len;
-            const char *piece = moge_tokenizer_piece(service->tokenizer, from->top[j].id, &len);
-            top->piece = moge_message_bytes(piece, len);
-        }
+                          int32_t i, const struct moge_logprobs *from) {
+    Moge__V1__TokenLogprobs *to = &store->tokens[i];
+    moge__v1__token_logprobs__init(to);
+    store->token_at[i] = to;
+    to->logprob = from->chosen;
+    to->rank = from->rank;
+    to->n_top = (size_t)from->n_top;
+    to->top = store->top_at[i];
+    for (int32_t j = 0; j < from->n_top; j++) {
+        Moge__V1__Alternative *top = &store->top[i][j];
+        moge__v1__alternative__init(top);
+        store->top_at[i][j] = top;
+        top->id = (uint32_t)from->top[j].id;
+        top->logprob = from->top[j].logprob;
+        top->piece = piece_of(service, top->id);
     }
+}
+
+/* The log-probabilities of a response, which points into the store then. */
+static void response_score(Moge__V1__GenerateResponse *response, struct logprob_store *store,
+                           const struct moge_service *service, const struct moge_chunk *chunk) {
+    int32_t n_scored = chunk->n_scored;
+    for (int32_t i = 0; i < n_scored; i++) {
+        Moge__V1__PromptToken *to = store->prompt_at[i] = &store->prompt[i];
+        moge__v1__prompt_token__init(to);
+        to->id = chunk->scored_ids[i];
+        to->piece = piece_of(service, to->id);
+        logprobs_fill(store, service, i, &chunk->scores[i]);
+        to->logprobs = store->token_at[i];
+    }
+    response->n_prompt_tokens = (size_t)n_scored;
+    response->prompt_tokens = store->prompt_at;
+    if (chunk->n_tokens == 0 || chunk->logprobs[0].n_top < 0)
+        return;
+    for (int32_t i = 0; i < chunk->n_tokens; i++)
+        logprobs_fill(store, service, n_scored + i, &chunk->logprobs[i]);
+    response->n_logprobs = (size_t)chunk->n_tokens;
+    response->logprobs = store->token_at + n_scored;
 }
 
 static Moge__V1__Finish__Reason reason_of(enum moge_finish finish) {
@@ -170,13 +201,11 @@ int moge_codec_chunk(const struct moge_service *service, const struct moge_chunk
     response.n_token_ids = (size_t)chunk->n_tokens;
     response.token_ids = (uint32_t *)(uintptr_t)chunk->ids;
     response.text = moge_message_bytes(chunk->text, chunk->text_len);
-    if (chunk->n_tokens > 0 && chunk->logprobs[0].n_top >= 0) {
+    if (chunk->n_scored > 0 || (chunk->n_tokens > 0 && chunk->logprobs[0].n_top >= 0)) {
         logprobs = malloc(sizeof *logprobs);
         if (!logprobs)
             return MOGE_NOMEM;
-        logprobs_fill(logprobs, service, chunk);
-        response.n_logprobs = (size_t)chunk->n_tokens;
-        response.logprobs = logprobs->token_at;
+        response_score(&response, logprobs, service, chunk);
     }
     if (finished) {
         finish_fill(&finish, finished);

@@ -16,13 +16,16 @@ _Static_assert((MOGE_RING_TOKENS & (MOGE_RING_TOKENS - 1)) == 0, "counters wrap 
 _Static_assert((MOGE_RING_TEXT_BYTES & (MOGE_RING_TEXT_BYTES - 1)) == 0,
                "counters wrap by masking");
 
+/* A step's scores and decided tokens all go into the ring. */
+_Static_assert(MOGE_RING_TOKENS > MOGE_DRAFT_LEN_MAX + 1, "logprobs land in one array");
+
 struct moge_reqs {
     pthread_mutex_t mutex;
     struct moge_req *first_free; /* under the mutex */
     struct moge_req *all;        /* [n] */
     int32_t n;
     int32_t *tokens;                /* [n, n_context + MOGE_DRAFT_LEN_MAX + 1] */
-    struct moge_logprobs *logprobs; /* [n, MOGE_DRAFT_LEN_MAX + 1] */
+    struct moge_logprobs *logprobs; /* [n, MOGE_RING_TOKENS] */
 };
 
 int moge_reqs_new(struct moge_reqs **out, int32_t n, int32_t n_context, struct moge_err *err) {
@@ -34,7 +37,7 @@ int moge_reqs_new(struct moge_reqs **out, int32_t n, int32_t n_context, struct m
     reqs->n = n;
     reqs->all = calloc((size_t)n, sizeof *reqs->all);
     reqs->tokens = calloc((size_t)n * n_tokens, sizeof *reqs->tokens);
-    reqs->logprobs = calloc((size_t)n * (MOGE_DRAFT_LEN_MAX + 1), sizeof *reqs->logprobs);
+    reqs->logprobs = calloc((size_t)n * MOGE_RING_TOKENS, sizeof *reqs->logprobs);
     if (!reqs->all || !reqs->tokens || !reqs->logprobs) {
         moge_reqs_free(reqs);
         return moge_fail(err, MOGE_NOMEM, "no memory for %d requests of %d tokens", n, n_context);
@@ -42,7 +45,7 @@ int moge_reqs_new(struct moge_reqs **out, int32_t n, int32_t n_context, struct m
     for (int32_t i = n - 1; i >= 0; i--) {
         struct moge_req *req = &reqs->all[i];
         req->tokens = reqs->tokens + (size_t)i * n_tokens;
-        req->logprobs = reqs->logprobs + (size_t)i * (MOGE_DRAFT_LEN_MAX + 1);
+        req->logprobs = reqs->logprobs + (size_t)i * MOGE_RING_TOKENS;
         req->next = reqs->first_free;
         reqs->first_free = req;
     }
@@ -74,6 +77,7 @@ static void req_clear(struct moge_req *req) {
     req->sample.stop_ids = req->stop_ids;
     req->spec_mode = MOGE_SPEC_AUTO;
     req->spec_len_max = MOGE_DRAFT_LEN_MAX;
+    req->n_prompt_logprobs = -1;
     req->deadline_us = INT64_MAX;
     req->slot = -1;
     req->stop_id = req->stop_string = -1;

@@ -37,9 +37,11 @@ enum moge_finish {
 };
 
 /* One decided token on its way to the client.  Its text may be empty (half a character, or held
- * back because it may begin a stop string) and may contain bytes held back earlier. */
+ * back because it may begin a stop string) and may contain bytes held back earlier.  Or one token
+ * of the prompt with its score: those come first, in order, without text. */
 struct moge_token_out {
     int32_t id;
+    bool scored;                   /* a token of the prompt */
     int32_t text_len;              /* bytes of the text ring that belong to this token */
     bool hidden;                   /* counts as usage but is not sent (the stop token itself) */
     struct moge_logprobs logprobs; /* n_top = -1: not asked for */
@@ -71,7 +73,8 @@ struct moge_req {
     enum moge_drafters drafters;
     char cache_salt[MOGE_CACHE_SALT_MAX]; /* cached pages are found only under the same salt */
     size_t cache_salt_len;
-    int32_t priority;                  /* higher first; 0 is ordinary */
+    int32_t n_prompt_logprobs; /* alternatives beside each scored prompt token; -1: no scores */
+    int32_t priority;          /* higher first; 0 is ordinary */
     int64_t submitted_us, deadline_us; /* monotonic; INT64_MAX: none */
     int32_t n_prompt;
     int32_t *tokens; /* [context + MOGE_DRAFT_LEN_MAX + 1] prompt first; then the engine thread's */
@@ -87,12 +90,13 @@ struct moge_req {
     uint64_t arrival;          /* number of the request since start */
     int32_t n_tokens_admitted; /* n_tokens when it last got its pages */
     int32_t n_given_up;        /* n_computed when it was last preempted */
+    int32_t n_scored;          /* prompt rows whose scores are in the ring or beyond */
     int32_t n_planned;         /* prompt rows of this step, while it is planned */
     struct moge_detok detok;
     int32_t n_held; /* text held back: could be the beginning of a stop string */
     char held[MOGE_STOP_BYTES_MAX + 256];
     int64_t admitted_us, first_token_us, last_token_us; /* 0: not yet */
-    struct moge_logprobs *logprobs; /* [MOGE_DRAFT_LEN_MAX + 1] landing place for accept */
+    struct moge_logprobs *logprobs; /* [MOGE_RING_TOKENS] landing place for accept */
     struct moge_req *prev, *next;   /* in one of the scheduler's lists */
 
     /* ---- shared ---- */

@@ -21,7 +21,7 @@ static void take_over(struct moge_sched *sched, struct moge_queue *queue) {
         MOGE_ASSERT(req->n_prompt >= 1 && req->n_prompt < sched->options.n_context &&
                     req->max_tokens >= 1);
         req->n_tokens = req->n_prompt;
-        req->n_computed = 0;
+        req->n_computed = req->n_scored = 0;
         req->slot = -1;
         req->rank = rank_of(sched, req);
         req->arrival = sched->n_arrived++;
@@ -90,13 +90,14 @@ static int32_t pages_to_admit(const struct moge_sched *sched, const struct moge_
 }
 
 /* A slot with the pages it needs, the beginning of the history already computed in some of them;
- * or false.  The last token is always computed: its logits are wanted. */
+ * or false.  Whatever has logits that are wanted is always computed: the last token, and prompt
+ * tokens still to be scored. */
 static bool take_pages(struct moge_sched *sched, struct moge_req *req) {
     struct moge_kv *kv = sched->options.kv;
     int slot = moge_kv_slot_take(kv);
     MOGE_ASSERT(slot >= 0);
     int32_t n_cached = moge_kv_attach(kv, slot, req->cache_salt, req->cache_salt_len, req->tokens,
-                                      req->n_tokens - 1);
+                                      sched_first_yield(req));
     int32_t n_missing = pages_to_admit(sched, req) - moge_kv_slot_pages(kv, slot);
     if (sched->running.n > 0 && n_missing > moge_kv_pages_free(kv)) {
         moge_kv_slot_give(kv, slot);

@@ -60,11 +60,21 @@ static void set_computed(struct moge_sched *sched, struct moge_req *req, int32_t
     moge_kv_publish(sched->options.kv, req->slot, req->tokens, n_computed);
 }
 
+/* Scores of the prompt's tokens; what was sent before a preemption is not scored again. */
+static void emit_scores(struct moge_req *req, const struct moge_span *span) {
+    for (int32_t i = 0; i < span->n_scored; i++) {
+        struct moge_token_out out = {
+            .id = req->tokens[++req->n_scored], .scored = true, .logprobs = span->scores[i]};
+        moge_req_push(req, &out, "");
+    }
+}
+
 /* What the step decided for one sequence: emitted up to a stop, KV cut to the tokens that stand. */
 static enum moge_finish commit_span(struct moge_sched *sched, struct moge_span *span,
                                     int64_t now_us) {
     struct moge_req *req = span->owner;
-    if (span->n_logits == 0) {
+    emit_scores(req, span);
+    if (!moge_span_decides(span)) {
         set_computed(sched, req, span->pos + span->n_rows);
         return MOGE_FINISH_NONE;
     }

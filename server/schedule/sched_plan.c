@@ -1,10 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "server/schedule/sched_state.h"
 
+/* Rows of the next span, if it ends at `end`, that yield something for the ring. */
+static int32_t rows_yielding(const struct moge_req *req, int32_t end) {
+    return sched_max(end - sched_max(sched_first_yield(req), req->n_computed), 0);
+}
+
 static struct moge_span *span_append(struct moge_sched *sched, struct moge_batch *batch,
                                      struct moge_req *req, int32_t n_rows) {
     MOGE_ASSERT(batch->n_spans < batch->n_spans_cap);
     struct moge_span *span = &batch->spans[batch->n_spans++];
+    int32_t end = req->n_computed + n_rows, n_logits = rows_yielding(req, end);
     *span = (struct moge_span){
         .tokens = req->tokens,
         .pages = moge_kv_table(sched->options.kv, req->slot),
@@ -13,14 +19,18 @@ static struct moge_span *span_append(struct moge_sched *sched, struct moge_batch
         .n_rows = n_rows,
         .n_known = req->n_tokens,
         .n_prompt = req->n_prompt,
-        .n_logits = req->n_computed + n_rows == req->n_tokens,
+        .n_logits = n_logits,
+        .n_scored = n_logits - (end == req->n_tokens),
+        .n_score_top = req->n_prompt_logprobs,
         .spec_mode = req->spec_mode,
         .spec_len = req->spec_len,
         .drafters = req->drafters,
         .sample = &req->sample,
         .owner = req,
-        .logprobs = req->sample.n_logprobs >= 0 ? req->logprobs : NULL,
+        .scores = req->logprobs,
     };
+    if (req->sample.n_logprobs >= 0)
+        span->logprobs = req->logprobs + span->n_scored;
     return span;
 }
 
@@ -46,16 +56,20 @@ static int32_t prefill_budget(const struct moge_sched *sched, int32_t n_decode) 
 }
 
 /* Gives req up to n_max more prompt rows of this step; returns how many. */
-static int32_t rows_give(const struct moge_sched *sched, struct moge_req *req, int32_t n_max) {
+static int32_t rows_give(struct moge_sched *sched, struct moge_req *req, int32_t n_max) {
     if (sched_is_decode(req))
         return 0;
-    int32_t n_left = req->n_tokens - req->n_computed - req->n_planned;
-    int32_t n = sched_min(n_left, sched->options.prefill_chunk_max - req->n_planned);
+    int32_t begin = req->n_computed + req->n_planned;
+    int32_t n = sched_min(req->n_tokens - begin, sched->options.prefill_chunk_max - req->n_planned);
     n = sched_min(n, n_max);
-    if (n == n_left && sched_is_stalled(req))
-        n--; /* nobody would take the token that the last row yields */
-    req->n_planned += n > 0 ? n : 0;
-    return n > 0 ? n : 0;
+    /* Rows that yield something: as many as the reader has room for and the step has logits. */
+    int32_t n_had = rows_yielding(req, begin);
+    int32_t room = sched_max(sched_min(sched_ring_room(req) - n_had, sched->logits_left), 0);
+    n = sched_min(n, sched_max(sched_first_yield(req), begin) + room - begin);
+    n = sched_max(n, 0);
+    sched->logits_left -= rows_yielding(req, begin + n) - n_had;
+    req->n_planned += n;
+    return n;
 }
 
 /* Prompts share the budget in equal parts of at least a page; where that is not enough for all,
@@ -88,6 +102,7 @@ static void share_rows(struct moge_sched *sched, int32_t budget) {
 }
 
 static void plan_prefills(struct moge_sched *sched, struct moge_batch *batch) {
+    sched->logits_left = batch->n_logits_cap - batch->n_spans;
     share_rows(sched, prefill_budget(sched, batch->n_spans));
     for (struct moge_req *req = sched->running.first; req; req = req->next)
         if (req->n_planned > 0)

@@ -38,6 +38,7 @@ struct moge_sched {
     struct moge_sched_options options;
     struct moge_req_list waiting, running;
     uint64_t n_arrived;
+    int32_t logits_left;    /* of the step that is being planned */
     int32_t last_prefilled; /* slot whose prompt was served last: the next one's turn is first */
     /* What steps cost, learned: see sched_pace.c. */
     double step_ns, rows_cost, rows_square;
@@ -48,6 +49,10 @@ struct moge_sched {
 
 static inline int32_t sched_min(int32_t a, int32_t b) {
     return a < b ? a : b;
+}
+
+static inline int32_t sched_max(int32_t a, int32_t b) {
+    return a > b ? a : b;
 }
 
 /* A moment to remember: 0 stands for "not yet". */
@@ -71,6 +76,17 @@ static inline int32_t sched_ring_room(const struct moge_req *req) {
 /* A reader that takes nothing: no token of this request can be decided. */
 static inline bool sched_is_stalled(const struct moge_req *req) {
     return sched_ring_room(req) <= 0;
+}
+
+/* Prompt rows that are to be scored: the last one decides the first token instead. */
+static inline int32_t sched_rows_to_score(const struct moge_req *req) {
+    return req->n_prompt_logprobs >= 0 ? req->n_prompt - 1 : 0;
+}
+
+/* The first position, of those not yet computed or of those to be computed again, whose row puts
+ * something into the ring: a score that is not there yet, or the next token. */
+static inline int32_t sched_first_yield(const struct moge_req *req) {
+    return req->n_scored < sched_rows_to_score(req) ? req->n_scored : req->n_tokens - 1;
 }
 
 static inline bool sched_before(const struct moge_req *a, const struct moge_req *b) {

@@ -21,6 +21,7 @@ struct fixture {
     struct moge_sampler *sampler; /* of the plain loop */
     struct moge_batch batch;
     struct moge_span spans[N_SPANS];
+    struct moge_logprobs scores[N_SPANS];
     struct moge_sample_params params[N_SPANS];
     struct moge_logit_bias bias[2];
     int32_t tokens[N_SPANS][TOKENS];
@@ -66,7 +67,7 @@ static void params_draw(struct fixture *f, struct moge_sample_params *params) {
 }
 
 /* Span i with n_guess guesses of which the first n_right are what the loop would decide.  An extra
- * row of logits before them belongs to somebody else. */
+ * row of logits before them scores the last known token. */
 static void span_make(struct fixture *f, int32_t i, int32_t n_guess, int32_t n_right, bool extra) {
     int32_t *tokens = f->tokens[i], *plain = f->plain[i], first = i * N_ROWS;
     params_draw(f, &f->params[i]);
@@ -90,6 +91,9 @@ static void span_make(struct fixture *f, int32_t i, int32_t n_guess, int32_t n_r
                                      .n_known = N_KNOWN,
                                      .n_prompt = 12,
                                      .n_logits = 1 + n_guess + extra,
+                                     .n_scored = extra,
+                                     .n_score_top = 2,
+                                     .scores = &f->scores[i],
                                      .sample = &f->params[i],
                                      .n_guess = n_guess,
                                      .logits_row = first,
@@ -118,6 +122,18 @@ static void check_logprobs(struct fixture *f, int32_t i, bool extra) {
     }
 }
 
+static void check_score(struct fixture *f, int32_t i, bool extra) {
+    struct moge_logprobs expected;
+    if (!extra)
+        return;
+    moge_sampler_logprobs(f->sampler, f->logits + (size_t)(i * N_ROWS) * N_VOCAB,
+                          f->plain[i][N_KNOWN - 1], 2, &expected);
+    assert_memory_equal(&f->scores[i].chosen, &expected.chosen, sizeof expected.chosen);
+    assert_int_equal(f->scores[i].rank, expected.rank);
+    assert_int_equal(f->scores[i].n_top, 2);
+    assert_memory_equal(f->scores[i].top, expected.top, 2 * sizeof expected.top[0]);
+}
+
 static void keeps_what_the_plain_loop_decides(void **state) {
     (void)state;
     struct fixture *f = malloc(sizeof *f);
@@ -132,7 +148,9 @@ static void keeps_what_the_plain_loop_decides(void **state) {
                     right[i] = (n_right + i) % (n_guess + 1);
                     span_make(f, i, n_guess, right[i], extra);
                 }
-                f->spans[prefill].n_logits = f->spans[prefill].n_guess = 0;
+                /* A chunk of a prompt decides nothing; its row may score. */
+                f->spans[prefill].n_logits = f->spans[prefill].n_rows = extra;
+                f->spans[prefill].n_guess = 0;
                 moge_accept_batch(f->accept, &f->batch);
                 for (int32_t i = 0; i < N_SPANS; i++) {
                     const struct moge_span *span = &f->spans[i];
@@ -141,6 +159,7 @@ static void keeps_what_the_plain_loop_decides(void **state) {
                     assert_memory_equal(f->tokens[i], f->plain[i],
                                         (size_t)(N_KNOWN + span->n_out) * sizeof(int32_t));
                     check_logprobs(f, i, extra);
+                    check_score(f, i, extra);
                 }
             }
         fixture_fini(f);

@@ -55,6 +55,20 @@ class Command(unittest.TestCase):
                          guesses["offered_by_position"])
         self.assertEqual(sum(guesses["accepted_by_position"]), guesses["accepted"])
 
+    def test_prompt_logprobs(self):
+        plain = json.loads(self.complete("--json"))
+        answer = json.loads(self.complete("--json", "--prompt-logprobs", "2"))
+        self.assertEqual(answer["text"], plain["text"])
+        self.assertNotIn("prompt_tokens", plain)
+        tokens = answer["prompt_tokens"]
+        self.assertEqual(len(tokens), answer["usage"]["prompt_tokens"] - 1)
+        self.assertEqual("".join(t["piece"] for t in tokens).strip(), "select * from")
+        for token in tokens:
+            self.assertLessEqual(token["logprob"], token["top"][0]["logprob"])
+            self.assertEqual(len(token["top"]), 2)
+        self.assertIn("prompt_logprobs is 21",
+                      self.complete("--json", "--prompt-logprobs", "21", status=1))
+
     def test_drafter(self):
         text = self.complete()
         self.assertEqual(text, self.complete("--drafter", "model"))
@@ -78,7 +92,7 @@ class Command(unittest.TestCase):
     def test_wrong_options(self):
         for arguments in (["--nonsense"], ["--max-tokens"], ["--max-tokens", "many"],
                           ["--seed", "-1"], ["--speculation", "17"], ["--drafter", "oracle"],
-                          ["--max-guesses", "2"], ["--speculation", "auto", "--max-guesses", "17"],
+                          ["--prompt-logprobs", "2"], ["--max-guesses", "2"], ["--speculation", "auto", "--max-guesses", "17"],
                            ["--temperature", "hot"],
                           ["stray"], ["--timeout", "0"], ["--stop", "a"] * 17):
             self.complete(*arguments, status=2)

@@ -127,6 +127,37 @@ class Streams(unittest.TestCase):
             self.assertLessEqual(entry.logprob, 0)
             self.assertGreaterEqual(entry.top[0].logprob, entry.top[2].logprob)
 
+    def test_prompt_logprobs_come_first_and_are_the_same_in_company(self):
+        def scores(seed, n_words):
+            rng = random.Random(seed)
+            request = request_of(seed, max_tokens=8)
+            request.text = "".join(rng.choice(WORDS) for _ in range(n_words))
+            request.prompt_logprobs = 2
+            got, ids, finish = [], [], None
+            for response in self.stub.Generate(request, timeout=120):
+                if response.prompt_tokens:
+                    self.assertEqual(ids, [])
+                got += [(t.id, t.piece, t.logprobs.logprob, t.logprobs.rank,
+                         [(a.id, a.logprob) for a in t.logprobs.top])
+                        for t in response.prompt_tokens]
+                ids += response.token_ids
+                finish = response.finish
+            prompt = self.stub.Tokenize(pb.TokenizeRequest(text=request.text)).token_ids
+            self.assertEqual([s[0] for s in got], list(prompt[1:]))
+            self.assertEqual(finish.usage.prompt_tokens, len(prompt))
+            self.assertEqual(finish.usage.cached_tokens, 0)
+            for _, _, logprob, rank, top in got:
+                self.assertLessEqual(logprob, 0)
+                self.assertEqual(len(top), 2)
+                self.assertEqual(rank == 1, logprob == top[0][1])
+            return got, ids
+        jobs = [(seed, 20 + 18 * seed) for seed in range(8)]
+        with ThreadPoolExecutor(8) as pool:
+            together = list(pool.map(lambda j: scores(*j), jobs))
+        self.assertGreater(len(together[7][0]), 150)  # several rings full
+        for job, got in zip(jobs, together):
+            self.assertEqual(scores(*job), got)
+
     def test_deadline(self):
         """64 long streams at once cannot all be done in a moment: the late ones say so."""
         codes, done = [], threading.Lock()

@@ -16,6 +16,45 @@ static void push(int32_t id, const char *text, bool hidden, int32_t n_top) {
     moge_req_push(req, &out, text);
 }
 
+/* Tokens of the prompt come under their own name, before and beside the others. */
+static void test_prompt_scores(void **state) {
+    (void)state;
+    static struct moge_chunk chunk;
+    struct moge_bytes out = {0};
+    struct sample s;
+    struct moge_err err = {0};
+    sample_init(&s);
+    TEST_OK(decode_sample(&s, &err), err);
+    for (int32_t id = 7; id < 9; id++) {
+        struct moge_token_out score = {
+            .id = id, .scored = true, .logprobs = {.chosen = -0.5f, .rank = id, .n_top = 1}};
+        score.logprobs.top[0].id = 6;
+        moge_req_push(req, &score, "");
+    }
+    push(5, "x", false, -1);
+    assert_true(moge_chunk_fill(&chunk, req));
+    assert_int_equal(moge_codec_chunk(service, &chunk, NULL, &out), 0);
+    Moge__V1__GenerateResponse *r = moge__v1__generate_response__unpack(NULL, out.len, out.data);
+    assert_int_equal(r->n_prompt_tokens, 2);
+    for (int32_t i = 0; i < 2; i++) {
+        const Moge__V1__PromptToken *token = r->prompt_tokens[i];
+        size_t len;
+        const char *piece = moge_tokenizer_piece(service->tokenizer, 7 + i, &len);
+        assert_int_equal(token->id, 7 + i);
+        assert_int_equal(token->piece.len, len);
+        assert_memory_equal(token->piece.data, piece, len);
+        assert_float_equal(token->logprobs->logprob, -0.5, 0);
+        assert_int_equal(token->logprobs->rank, 7 + i);
+        assert_int_equal(token->logprobs->n_top, 1);
+        assert_int_equal(token->logprobs->top[0]->id, 6);
+    }
+    assert_int_equal(r->n_token_ids, 1);
+    assert_int_equal(r->token_ids[0], 5);
+    assert_int_equal(r->n_logprobs, 0);
+    moge__v1__generate_response__free_unpacked(r, NULL);
+    free(out.data);
+}
+
 static void test_chunks(void **state) {
     (void)state;
     static struct moge_chunk chunk;
@@ -79,6 +118,7 @@ static void test_plain_chunk(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(test_chunks),
+                                       cmocka_unit_test(test_prompt_scores),
                                        cmocka_unit_test(test_plain_chunk)};
     return cmocka_run_group_tests(tests, setup, teardown);
 }

@@ -31,6 +31,7 @@ static void test_defaults(void **state) {
     assert_int_equal(req->tokens[2], 7);
     assert_int_equal(req->max_tokens, FIXTURE_CONTEXT - 3);
     assert_int_equal(req->sample.n_logprobs, -1);
+    assert_int_equal(req->n_prompt_logprobs, -1);
     assert_int_equal(req->spec_mode, MOGE_SPEC_AUTO);
     assert_int_equal(req->spec_len_max, 8);
     assert_float_equal(req->sample.temperature, 1, 0);
@@ -74,6 +75,8 @@ static void test_every_field(void **state) {
     s.speculation.mode = MOGE__V1__SPECULATION__MODE__MODE_FIXED;
     SET(s.speculation, length, MOGE__V1__SPECULATION___LENGTH_LENGTH, 5);
     SET(s.request, logprobs, MOGE__V1__GENERATE_REQUEST___LOGPROBS_LOGPROBS, 0);
+    SET(s.request, prompt_logprobs, MOGE__V1__GENERATE_REQUEST___PROMPT_LOGPROBS_PROMPT_LOGPROBS,
+        20);
     s.request.priority = -3;
     s.request.cache_salt = (ProtobufCBinaryData){4, (uint8_t *)"a\0b\n"};
     TEST_OK(decode_sample(&s, &err), err);
@@ -101,6 +104,7 @@ static void test_every_field(void **state) {
     assert_int_equal(req->spec_len, 5);
     assert_int_equal(req->spec_len_max, 5);
     assert_int_equal(p->n_logprobs, 0);
+    assert_int_equal(req->n_prompt_logprobs, 20);
     assert_int_equal(req->priority, -3);
     assert_int_equal(req->cache_salt_len, 4);
     assert_memory_equal(req->cache_salt, "a\0b\n", 4);
@@ -186,6 +190,10 @@ static void test_bad_parameters(void **state) {
         sample_init(&s);
         SET(s.request, logprobs, MOGE__V1__GENERATE_REQUEST___LOGPROBS_LOGPROBS, counts[i]);
         refused(&s, "logprobs is");
+        sample_init(&s);
+        SET(s.request, prompt_logprobs,
+            MOGE__V1__GENERATE_REQUEST___PROMPT_LOGPROBS_PROMPT_LOGPROBS, counts[i]);
+        refused(&s, "prompt_logprobs is");
     }
     static uint8_t salt[MOGE_CACHE_SALT_MAX + 1];
     sample_init(&s);

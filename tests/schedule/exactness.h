@@ -79,11 +79,12 @@ struct spec {
     char stop_string[64];
     size_t stop_string_len;
     bool include_stop;
-    int32_t max_tokens;
+    int32_t max_tokens, n_prompt_logprobs;
 };
 
 struct outcome {
-    int32_t n_out;
+    int32_t n_scored, n_out;
+    struct moge_token_out scored[N_CONTEXT]; /* of the prompt */
     struct moge_token_out out[OUT_MAX];
     size_t text_len;
     char text[TEXT_MAX];
@@ -307,6 +308,7 @@ static void submit(struct world *world, int32_t i) {
     req->stop_string_len[0] = (uint16_t)spec->stop_string_len;
     req->include_stop = spec->include_stop;
     req->max_tokens = spec->max_tokens;
+    req->n_prompt_logprobs = spec->n_prompt_logprobs;
     req->spec_mode = world->config.mode;
     req->spec_len = world->config.len;
     if (world->config.drafter == DRAFTER_BOTH) /* some ask for one of the two */
@@ -325,6 +327,11 @@ static void drain(struct moge_req *req, struct outcome *outcome) {
     struct moge_token_out out;
     while (moge_req_pop(req, &out, text, &len)) {
         assert_true(outcome->n_out < OUT_MAX && outcome->text_len + len < TEXT_MAX);
+        if (out.scored) {
+            assert_true(outcome->n_out == 0 && outcome->n_scored < req->n_prompt - 1);
+            outcome->scored[outcome->n_scored++] = out;
+            continue;
+        }
         outcome->out[outcome->n_out++] = out;
         memcpy(outcome->text + outcome->text_len, text, len);
         outcome->text_len += len;
@@ -348,7 +355,7 @@ static int32_t read_all(struct world *world) {
             continue;
         }
         drain(req, outcome);
-        if (world->cancel_at[i] >= 0 && outcome->n_out >= world->cancel_at[i])
+        if (world->cancel_at[i] >= 0 && outcome->n_scored + outcome->n_out >= world->cancel_at[i])
             atomic_store_explicit(&req->cancelled, true, memory_order_relaxed);
         if (finish == MOGE_FINISH_NONE) {
             n++;

@@ -71,6 +71,7 @@ int moge_engine_forward(struct moge_engine *engine, struct moge_batch *batch) {
         span->logits_row = n_logits;
         n_logits += span->n_logits;
     }
+    MOGE_ASSERT(n_logits <= batch->n_logits_cap);
     return 0;
 }
 
@@ -88,6 +89,8 @@ void moge_draft_observe(struct moge_draft *draft, const struct moge_batch *batch
 
 void moge_draft_propose(struct moge_draft *draft, struct moge_batch *batch) {
     int32_t n_free = ROWS_MAX - moge_batch_rows(batch);
+    int32_t n_free_logits = batch->n_logits_cap - moge_batch_logits(batch);
+    n_free = n_free_logits < n_free ? n_free_logits : n_free;
     for (int32_t i = 0; i < batch->n_spans; i++) {
         struct moge_span *span = &batch->spans[i];
         int32_t n_max = span->guess_max < n_free ? span->guess_max : n_free;
@@ -109,14 +112,31 @@ void moge_draft_propose(struct moge_draft *draft, struct moge_batch *batch) {
     }
 }
 
+/* What the fake thinks of the token behind a history. */
+static float score_of(uint64_t hash, int32_t token) {
+    return (float)(history_step(hash, token) % 4096);
+}
+
+static void score_span(struct moge_span *span) {
+    uint64_t hash = 1;
+    int32_t first = span->pos + span->n_rows - span->n_logits;
+    for (int32_t p = 0; p < first + span->n_scored; p++) {
+        hash = history_step(hash, span->tokens[p]);
+        if (p >= first)
+            span->scores[p - first] = (struct moge_logprobs){
+                .chosen = score_of(hash, span->tokens[p + 1]), .n_top = span->n_score_top};
+    }
+}
+
 void moge_accept_batch(struct moge_accept *accept, struct moge_batch *batch) {
     (void)accept;
     for (int32_t i = 0; i < batch->n_spans; i++) {
         struct moge_span *span = &batch->spans[i];
         uint64_t hash = 1;
+        score_span(span);
         for (int32_t p = 0; p < span->n_known; p++)
             hash = history_step(hash, span->tokens[p]);
-        while (span->n_logits > 0) {
+        while (moge_span_decides(span)) {
             int32_t id = next_token(hash), at = span->n_known + span->n_out++;
             bool agreed = span->n_out <= span->n_guess && span->tokens[at] == id;
             span->tokens[at] = id;

@@ -56,13 +56,15 @@ static void world_open(const struct moge_sched_options *limits) {
     options.prefill_chunk_max = ROWS_MAX;
     options.n_context = CONTEXT;
     TEST_OK(moge_sched_new(&w->sched, &options, &err), err);
-    w->step = (struct moge_step){
-        .sched = w->sched,
-        .queue = w->queue,
-        .draft = &w->draft,
-        .engine = &w->engine,
-        .now_ns = fake_now_ns,
-        .batch = {.spans = w->spans, .n_spans_cap = SLOTS_MAX, .n_rows_cap = ROWS_MAX}};
+    w->step = (struct moge_step){.sched = w->sched,
+                                 .queue = w->queue,
+                                 .draft = &w->draft,
+                                 .engine = &w->engine,
+                                 .now_ns = fake_now_ns,
+                                 .batch = {.spans = w->spans,
+                                           .n_spans_cap = SLOTS_MAX,
+                                           .n_rows_cap = ROWS_MAX,
+                                           .n_logits_cap = ROWS_MAX}};
 }
 
 static void world_close(void) {

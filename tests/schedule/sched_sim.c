@@ -48,9 +48,10 @@ struct client {
     enum moge_finish expected_finish;
     char expected_text[4 * CONTEXT], text[4 * CONTEXT];
     size_t text_len;
-    int32_t n_got;
-    int patience;        /* reads a token in patience of 8 steps: 0 never while slow */
-    int64_t cancel_step; /* -1: never */
+    int32_t n_got, n_scored;
+    uint64_t scored_hash; /* of the prompt before the next scored token */
+    int patience;         /* reads a token in patience of 8 steps: 0 never while slow */
+    int64_t cancel_step;  /* -1: never */
     bool submitted, cancelled, done, expired;
     bool was_waiting;    /* before the step: in line, and not for its reader */
     int64_t admitted_us; /* before the step */
@@ -75,6 +76,7 @@ struct world {
 /* What the lives have met, so that a world too kind to prove anything is noticed. */
 static int64_t n_finished[MOGE_FINISH_ERROR + 1], n_preempted, n_accepted, n_by_string;
 static int64_t n_refused_age, n_refused_deadline, n_tokens, n_recomputed, n_computed, n_cached;
+static int64_t n_scores;
 static double worst_preempted; /* preemptions a token, of any life */
 
 static bool stops_here(const struct moge_req *req, const char *text, size_t *cut) {
@@ -130,6 +132,7 @@ static void client_submit(struct world *w, struct client *c) {
     req->max_tokens = 1 + test_below(&w->rng, w->grows ? CONTEXT : 60);
     req->spec_mode = test_below(&w->rng, 4) ? MOGE_SPEC_AUTO : MOGE_SPEC_OFF;
     req->priority = test_below(&w->rng, 5) == 0 ? test_below(&w->rng, 7) - 3 : 0;
+    req->n_prompt_logprobs = test_below(&w->rng, 4) ? -1 : test_below(&w->rng, 5);
     req->stop_ids[0] = EOS;
     req->sample.n_stop_ids = 1;
     req->submitted_us = fake_now_us;
@@ -157,6 +160,17 @@ static void client_submit(struct world *w, struct client *c) {
     memset(c, 0, sizeof *c);
 }
 
+/* Scores come in order, each once, all before the first token. */
+static void score_read(struct client *c, const struct moge_token_out *token) {
+    const struct moge_req *req = c->req;
+    assert_true(req->n_prompt_logprobs >= 0 && c->n_got == 0 && c->n_scored < req->n_prompt - 1);
+    c->scored_hash = history_step(c->n_scored ? c->scored_hash : 1, req->tokens[c->n_scored]);
+    assert_int_equal(token->id, req->tokens[++c->n_scored]);
+    assert_int_equal(token->logprobs.n_top, req->n_prompt_logprobs);
+    assert_true(token->logprobs.chosen == score_of(c->scored_hash, token->id));
+    n_scores++;
+}
+
 static void client_read(struct client *c, int32_t n_max) {
     static char text[MOGE_RING_TEXT_BYTES];
     struct moge_token_out token;
@@ -166,6 +180,11 @@ static void client_read(struct client *c, int32_t n_max) {
         c->text_len += len;
         if (token.id < 0)
             continue;
+        if (token.scored) {
+            score_read(c, &token);
+            continue;
+        }
+        assert_int_equal(c->n_scored, c->req->n_prompt_logprobs < 0 ? 0 : c->req->n_prompt - 1);
         assert_true(c->n_got < c->n_expected);
         assert_int_equal(token.id, c->expected[c->n_got]);
         c->n_got++;
@@ -276,13 +295,18 @@ static void world_open(struct world *w, uint64_t seed) {
     w->engine.step_us = 300 + test_below(rng, 1000);
     w->engine.row_us = test_below(rng, 40);
     TEST_OK(moge_sched_new(&w->sched, &w->options, &err), err);
-    w->step = (struct moge_step){
-        .sched = w->sched,
-        .queue = w->queue,
-        .draft = &w->draft,
-        .engine = &w->engine,
-        .now_ns = fake_now_ns,
-        .batch = {.spans = w->spans, .n_spans_cap = SLOTS_MAX, .n_rows_cap = ROWS_MAX}};
+    w->step =
+        (struct moge_step){.sched = w->sched,
+                           .queue = w->queue,
+                           .draft = &w->draft,
+                           .engine = &w->engine,
+                           .now_ns = fake_now_ns,
+                           .batch = {.spans = w->spans,
+                                     .n_spans_cap = SLOTS_MAX,
+                                     .n_rows_cap = ROWS_MAX,
+                                     .n_logits_cap = test_below(rng, 2) ? ROWS_MAX
+                                                                        : w->options.n_running_max +
+                                                                              test_below(rng, 16)}};
 }
 
 static void world_close(struct world *w) {
@@ -406,14 +430,16 @@ static void seeded_lives(void **state) {
         (long long)n_finished[MOGE_FINISH_DEADLINE], (long long)n_finished[MOGE_FINISH_REFUSED],
         (long long)n_refused_age, (long long)n_refused_deadline, (long long)n_accepted);
     print_message("tokens %lld, preemptions %lld (at worst %.3f a token), positions computed %lld, "
-                  "of them again %lld, prompt tokens cached %lld\n",
+                  "of them again %lld, prompt tokens cached %lld, scored %lld\n",
                   (long long)n_tokens, (long long)n_preempted, worst_preempted,
-                  (long long)n_computed, (long long)n_recomputed, (long long)n_cached);
+                  (long long)n_computed, (long long)n_recomputed, (long long)n_cached,
+                  (long long)n_scores);
     if (n_seeds < 100)
         return;
     assert_true(n_finished[MOGE_FINISH_STOP] && n_by_string && n_finished[MOGE_FINISH_LENGTH]);
     assert_true(n_finished[MOGE_FINISH_CANCELLED] && n_finished[MOGE_FINISH_DEADLINE]);
-    assert_true(n_cached && n_preempted && n_accepted && n_refused_age && n_refused_deadline);
+    assert_true(n_scores && n_cached && n_preempted && n_accepted && n_refused_age &&
+                n_refused_deadline);
 }
 
 static int seed_tell(void **state) {
