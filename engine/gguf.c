@@ -33,7 +33,8 @@
 struct moge_gguf {
     const unsigned char *data;
     size_t bytes;
-    bool mapped; /* data is our own mapping */
+    bool mapped; /* data is our own mapping of fd */
+    int fd;      /* or -1 */
     struct moge_gguf_value *values;
     struct moge_gguf_tensor *tensors;
     uint64_t n_values, n_tensors;
@@ -438,6 +439,7 @@ int moge_gguf_parse(struct moge_gguf **out, const void *data, size_t bytes, stru
     struct moge_gguf *gguf = calloc(1, sizeof *gguf);
     if (!gguf)
         return moge_fail(err, MOGE_NOMEM, "no memory for a file description");
+    gguf->fd = -1;
     gguf->data = data;
     gguf->bytes = bytes;
     int rc = read_header(&in, &n_tensors, &n_values, err);
@@ -458,7 +460,7 @@ fail:
 
 /* Maps a regular file.  The mapping is private and read-only; a file that somebody shortens while
  * it is in use still raises SIGBUS, so model files are replaced by renaming. */
-static int map_file(const char *path, void **data, size_t *bytes, struct moge_err *err) {
+static int map_file(const char *path, int *out, void **data, size_t *bytes, struct moge_err *err) {
     int rc = 0;
     struct stat st;
     int fd = open(path, O_RDONLY | O_CLOEXEC);
@@ -477,24 +479,53 @@ static int map_file(const char *path, void **data, size_t *bytes, struct moge_er
         if (*data == MAP_FAILED)
             rc = moge_fail(err, MOGE_IO, "cannot map %s: %s", path, strerror(errno));
     }
-    close(fd);
+    if (rc == 0)
+        *out = fd;
+    else
+        close(fd);
     return rc;
 }
 
 int moge_gguf_open(struct moge_gguf **out, const char *path, struct moge_err *err) {
     void *data = NULL;
     size_t bytes = 0;
+    int fd = -1;
     struct moge_err inner = {0};
-    int rc = map_file(path, &data, &bytes, err);
+    int rc = map_file(path, &fd, &data, &bytes, err);
     if (rc)
         return rc;
     rc = moge_gguf_parse(out, data, bytes, &inner);
     if (rc) {
         munmap(data, bytes);
+        close(fd);
         const char *base = strrchr(path, '/');
         return moge_fail(err, rc, "%.60s: %s", base ? base + 1 : path, inner.text);
     }
     (*out)->mapped = true;
+    (*out)->fd = fd;
+    return 0;
+}
+
+int moge_gguf_read(const struct moge_gguf *gguf, const unsigned char *at, size_t bytes,
+                   void *target, struct moge_err *err) {
+    unsigned char *to = target;
+    MOGE_ASSERT(at >= gguf->data && bytes <= gguf->bytes &&
+                (size_t)(at - gguf->data) <= gguf->bytes - bytes);
+    if (gguf->fd < 0) {
+        memcpy(target, at, bytes);
+        return 0;
+    }
+    while (bytes > 0) {
+        ssize_t got = pread(gguf->fd, to, bytes, (off_t)(at - gguf->data));
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got <= 0)
+            return moge_fail(err, MOGE_IO, "the file cannot be read: %s",
+                             got < 0 ? strerror(errno) : "it was shortened meanwhile");
+        to += got;
+        at += got;
+        bytes -= (size_t)got;
+    }
     return 0;
 }
 
@@ -503,6 +534,8 @@ void moge_gguf_close(struct moge_gguf *gguf) {
         return;
     if (gguf->mapped)
         munmap((void *)gguf->data, gguf->bytes);
+    if (gguf->fd >= 0)
+        close(gguf->fd);
     free(gguf->values);
     free(gguf->tensors);
     free(gguf->values_by_key);

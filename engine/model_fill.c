@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Weights into memory: matrices are packed by several threads, and the pages of the file that were
- * read are let go at once, so that a model is never held twice.  Every value is looked at on the
+/* Weights into memory: several threads read matrices in pieces that the second-level cache holds
+ * and pack them from there, so that a model is never held twice.  Every value is looked at on the
  * way, whether it moves or not: one that is not finite would turn all logits into NaN. */
+#include <errno.h>
 #include <math.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -13,23 +14,33 @@
 #include "engine/panel_layout.h"
 
 #define LOAD_THREADS_MAX 8
-#define UNIT_ROWS        256 /* of a matrix, packed at a time; a multiple of MOGE_PANEL_ROWS */
+#define UNIT_BYTES       (256 << 10) /* of a matrix, about, read and packed at a time */
+
+enum { NO_MEMORY = -1, UNREADABLE = -2 }; /* why filling failed, beside jobs */
 
 struct filling {
     const struct moge_loader *loader;
     int32_t n_in_max;
+    size_t unit_bytes_max;
     uint64_t bytes_all;
     atomic_size_t next; /* unit to be taken next */
     atomic_ullong bytes_done;
-    atomic_int failed; /* a job whose values cannot be used, plus 1; -1: no memory; 0: none */
+    atomic_int failed; /* a job whose values cannot be used, plus 1; or why; 0: it did not */
 };
-
-static size_t units_of(const struct moge_pack_job *job) {
-    return ((size_t)job->matrix->n_out + UNIT_ROWS - 1) / UNIT_ROWS;
-}
 
 static size_t row_bytes(const struct moge_pack_job *job) {
     return (size_t)job->source_bytes / (size_t)job->matrix->n_out;
+}
+
+/* Rows of a unit: whole panels. */
+static int32_t unit_rows(const struct moge_pack_job *job) {
+    size_t n = UNIT_BYTES / row_bytes(job) / MOGE_PANEL_ROWS * MOGE_PANEL_ROWS;
+    return n > MOGE_PANEL_ROWS ? (int32_t)n : MOGE_PANEL_ROWS;
+}
+
+static size_t units_of(const struct moge_pack_job *job) {
+    size_t n = (size_t)unit_rows(job);
+    return ((size_t)job->matrix->n_out + n - 1) / n;
 }
 
 /* n_blocks blocks as the file has them: scales of quantised ones, values of the others. */
@@ -53,81 +64,98 @@ static bool values_finite(const float *values, size_t n) {
     return true;
 }
 
-/* Rows begin..end (at most a panel of them) by way of f32. */
-static bool rows_convert(const struct moge_pack_job *job, int32_t begin, int32_t end,
-                         unsigned char *rows, float *wide) {
+/* What one thread works with. */
+struct scratch {
+    unsigned char *unit; /* rows as the file has them */
+    unsigned char *rows; /* a panel of rows, or of bytes on their way */
+    float *wide;
+};
+
+/* Where rows from `row` on of a packed matrix belong. */
+static unsigned char *packed_at(const struct moge_matrix *m, int32_t row) {
+    size_t panel = moge_matrix_bytes(m->type, MOGE_PANEL_ROWS, m->n_in);
+    return (unsigned char *)(uintptr_t)m->data + (size_t)(row / MOGE_PANEL_ROWS) * panel;
+}
+
+/* n rows (at most a panel of them) by way of f32, to row `begin` of the matrix. */
+static bool rows_convert(const struct moge_pack_job *job, const unsigned char *source,
+                         int32_t begin, int32_t n, const struct scratch *scratch) {
     const struct moge_matrix *m = job->matrix;
     const struct moge_type_traits *from = moge_type_traits(moge_type_plain(job->stored)),
                                   *to = moge_type_traits(m->type);
-    size_t n = (size_t)(end - begin) * (size_t)m->n_in, stored = row_bytes(job);
-    if (moge_type_is_panel(job->stored))
-        moge_panel_unpack(moge_type_plain(job->stored), job->source + (size_t)begin * stored,
-                          m->n_in, rows);
-    else
-        memcpy(rows, job->source + (size_t)begin * stored, (size_t)(end - begin) * stored);
-    from->to_f32(rows, wide, n);
-    if (!values_finite(wide, n))
+    size_t n_values = (size_t)n * (size_t)m->n_in;
+    if (moge_type_is_panel(job->stored)) {
+        moge_panel_unpack(moge_type_plain(job->stored), source, m->n_in, scratch->rows);
+        source = scratch->rows;
+    }
+    from->to_f32(source, scratch->wide, n_values);
+    if (!values_finite(scratch->wide, n_values))
         return false;
-    unsigned char *target = (unsigned char *)(uintptr_t)m->data;
     if (m->type == MOGE_TYPE_F32) {
-        memcpy(target + (size_t)begin * (size_t)m->n_in * sizeof *wide, wide, n * sizeof *wide);
+        memcpy(packed_at(m, begin), scratch->wide, n_values * sizeof *scratch->wide);
         return true;
     }
-    to->from_f32(wide, rows, n);
-    if (!stored_finite(m->type, rows, n / (size_t)to->block_values)) /* a scale beyond f16 */
-        return false;
-    size_t panel = moge_matrix_bytes(m->type, MOGE_PANEL_ROWS, m->n_in);
-    moge_matrix_pack(m->type, rows, end - begin, m->n_in, 0, end - begin,
-                     target + (size_t)(begin / MOGE_PANEL_ROWS) * panel);
+    to->from_f32(scratch->wide, scratch->rows, n_values);
+    if (!stored_finite(m->type, scratch->rows, n_values / (size_t)to->block_values))
+        return false; /* a scale beyond f16 */
+    moge_matrix_pack(m->type, scratch->rows, n, m->n_in, 0, n, packed_at(m, begin));
     return true;
 }
 
-/* Rows begin..end of a matrix that is stored in panels and computed with as such. */
-static bool panels_take(const struct moge_pack_job *job, int32_t begin, int32_t end) {
+/* Rows begin..end of one matrix, begin a multiple of MOGE_PANEL_ROWS, from `source`, where the file
+ * has them or a copy. */
+static bool job_run(const struct moge_pack_job *job, const unsigned char *source, int32_t begin,
+                    int32_t end, const struct scratch *scratch) {
     const struct moge_matrix *m = job->matrix;
-    size_t at = (size_t)begin * row_bytes(job), bytes = (size_t)(end - begin) * row_bytes(job);
-    if (!job->in_place)
-        memcpy((unsigned char *)(uintptr_t)m->data + at, job->source + at, bytes);
-    return moge_panels_finite(m->type, job->source + at, m->n_in, (end - begin) / MOGE_PANEL_ROWS);
-}
-
-/* Rows begin..end of one matrix, begin a multiple of MOGE_PANEL_ROWS. */
-static bool job_run(const struct moge_pack_job *job, int32_t begin, int32_t end,
-                    unsigned char *rows, float *wide) {
-    const struct moge_matrix *m = job->matrix;
-    const struct moge_type_traits *traits = moge_type_traits(job->stored);
-    if (moge_type_is_panel(job->stored) && moge_type_plain(job->stored) == m->type)
-        return panels_take(job, begin, end);
-    if (job->stored == m->type) {
-        size_t per_row = (size_t)(m->n_in / traits->block_values);
-        const unsigned char *first =
-            job->source + (size_t)begin * per_row * (size_t)traits->block_bytes;
-        if (!stored_finite(m->type, first, (size_t)(end - begin) * per_row))
+    int32_t n = end - begin;
+    if (moge_type_plain(job->stored) == m->type) {
+        bool is_panel = moge_type_is_panel(job->stored);
+        size_t block = (size_t)moge_type_traits(job->stored)->block_bytes;
+        if (is_panel ? !moge_panels_finite(m->type, source, m->n_in, n / MOGE_PANEL_ROWS)
+                     : !stored_finite(m->type, source, (size_t)n * row_bytes(job) / block))
             return false;
-        if (!job->in_place)
-            moge_matrix_pack(m->type, job->source, m->n_out, m->n_in, begin, end,
-                             (void *)(uintptr_t)m->data);
+        if (!job->in_place && is_panel)
+            memcpy(packed_at(m, begin), source, (size_t)n * row_bytes(job));
+        else if (!job->in_place)
+            moge_matrix_pack(m->type, source, n, m->n_in, 0, n, packed_at(m, begin));
         return true;
     }
     for (int32_t row = begin; row < end; row += MOGE_PANEL_ROWS)
-        if (!rows_convert(job, row, end - row < MOGE_PANEL_ROWS ? end : row + MOGE_PANEL_ROWS, rows,
-                          wide))
+        if (!rows_convert(job, source + (size_t)(row - begin) * row_bytes(job), row,
+                          end - row < MOGE_PANEL_ROWS ? end - row : MOGE_PANEL_ROWS, scratch))
             return false;
     return true;
 }
 
-/* Whole pages of the file that were read once and are not needed again. */
-static void source_drop(const struct moge_pack_job *job, int32_t begin, int32_t end) {
-    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), source = (uintptr_t)job->source;
-    uintptr_t first = (source + (size_t)begin * row_bytes(job) + page - 1) / page * page;
-    uintptr_t last = (source + (size_t)end * row_bytes(job)) / page * page;
-    if (!job->in_place && last > first)
-        madvise((void *)first, last - first, MADV_DONTNEED);
+/* Maps the pages of a matrix that is used where it lies, many at a time: each would otherwise be a
+ * fault of its own.  False when the disk does not give them, which would be a signal later. */
+static bool pages_map(const unsigned char *begin, size_t bytes) {
+#ifdef MADV_POPULATE_READ
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = (uintptr_t)begin / page * page;
+    uintptr_t last = ((uintptr_t)begin + bytes + page - 1) / page * page;
+    return madvise((void *)first, last - first, MADV_POPULATE_READ) == 0 || errno != EFAULT;
+#else
+    return bytes == 0 || begin != NULL;
+#endif
+}
+
+/* Rows begin..end of a matrix that moves are read rather than mapped: a page that is looked at once
+ * costs more to map than to copy. */
+static const unsigned char *source_take(const struct filling *filling,
+                                        const struct moge_pack_job *job, int32_t begin, int32_t end,
+                                        const struct scratch *scratch) {
+    const unsigned char *source = job->source + (size_t)begin * row_bytes(job);
+    size_t bytes = (size_t)(end - begin) * row_bytes(job);
+    if (job->in_place)
+        return pages_map(source, bytes) ? source : NULL;
+    return moge_gguf_read(filling->loader->gguf, source, bytes, scratch->unit, NULL) == 0
+               ? scratch->unit
+               : NULL;
 }
 
 /* Units are taken by whoever is free, in order: a thread that the machine has no time for delays
  * nobody. */
-static void units_run(struct filling *filling, bool reports, unsigned char *rows, float *wide) {
+static void units_run(struct filling *filling, bool reports, const struct scratch *scratch) {
     const struct moge_loader *loader = filling->loader;
     size_t i = 0, first_unit = 0; /* the job that the unit is of, and its first */
     while (atomic_load(&filling->failed) == 0) {
@@ -137,13 +165,13 @@ static void units_run(struct filling *filling, bool reports, unsigned char *rows
         if (i == loader->n_jobs)
             return;
         const struct moge_pack_job *job = &loader->jobs[i];
-        int32_t begin = (int32_t)(unit - first_unit) * UNIT_ROWS, left = job->matrix->n_out - begin;
-        int32_t end = begin + (left < UNIT_ROWS ? left : UNIT_ROWS);
-        if (!job_run(job, begin, end, rows, wide)) {
-            atomic_store(&filling->failed, (int)i + 1);
+        int32_t n = unit_rows(job), begin = (int32_t)(unit - first_unit) * n;
+        int32_t left = job->matrix->n_out - begin, end = begin + (left < n ? left : n);
+        const unsigned char *source = source_take(filling, job, begin, end, scratch);
+        if (!source || !job_run(job, source, begin, end, scratch)) {
+            atomic_store(&filling->failed, source ? (int)i + 1 : UNREADABLE);
             return;
         }
-        source_drop(job, begin, end);
         uint64_t bytes = (uint64_t)(end - begin) * row_bytes(job);
         uint64_t done = atomic_fetch_add(&filling->bytes_done, bytes) + bytes;
         if (reports && loader->options->progress)
@@ -155,15 +183,16 @@ static void units_run(struct filling *filling, bool reports, unsigned char *rows
 static void fill_thread(void *arg, int i_thread, int n_threads) {
     struct filling *filling = arg;
     size_t values = (size_t)filling->n_in_max * MOGE_PANEL_ROWS;
-    unsigned char *rows = malloc(values * sizeof(float));
-    float *wide = malloc(values * sizeof *wide);
+    struct scratch scratch = {malloc(filling->unit_bytes_max), malloc(values * sizeof(float)),
+                              malloc(values * sizeof(float))};
     (void)n_threads;
-    if (rows && wide)
-        units_run(filling, i_thread == 0, rows, wide);
+    if (scratch.unit && scratch.rows && scratch.wide)
+        units_run(filling, i_thread == 0, &scratch);
     else
-        atomic_store(&filling->failed, -1);
-    free(rows);
-    free(wide);
+        atomic_store(&filling->failed, NO_MEMORY);
+    free(scratch.unit);
+    free(scratch.rows);
+    free(scratch.wide);
 }
 
 /* Locks what is computed from: the arena, and matrices in the mapping. */
@@ -192,6 +221,9 @@ int moge_model_fill(struct moge_loader *loader) {
     for (size_t i = 0; i < loader->n_jobs; i++) {
         const struct moge_pack_job *job = &loader->jobs[i];
         filling.bytes_all += job->source_bytes;
+        size_t unit = (size_t)unit_rows(job) * row_bytes(job);
+        if (unit > filling.unit_bytes_max)
+            filling.unit_bytes_max = unit;
         if (job->matrix->n_in > filling.n_in_max)
             filling.n_in_max = job->matrix->n_in;
     }
@@ -201,7 +233,9 @@ int moge_model_fill(struct moge_loader *loader) {
     moge_threads_run(threads, fill_thread, &filling);
     moge_threads_free(threads);
     int failed = atomic_load(&filling.failed);
-    if (failed < 0)
+    if (failed == UNREADABLE)
+        return moge_fail(loader->err, MOGE_IO, "the file cannot be read to its end");
+    if (failed == NO_MEMORY)
         return moge_fail(loader->err, MOGE_NOMEM, "no memory to load the model");
     if (failed > 0) {
         struct moge_str name = loader->jobs[failed - 1].name;

@@ -10,6 +10,8 @@ static const struct {
     const char *help;
 } benches[] = {
     {"engine", moge_bench_engine, "forward passes alone: prefill, decode, verify, batch"},
+    {"load", moge_bench_load,
+     "time until a model is ready and its memory, against reading the file"},
     {"spec", moge_bench_spec, "speculation off, auto and of fixed lengths, in turns"},
     {"quality", moge_bench_quality, "bits per byte of a text with KV kept in one type or another"},
     {"serve", moge_bench_serve, "a running moged under many streams: throughput and latencies"},

@@ -17,6 +17,7 @@ int moge_command_synth(int argc, char **argv);
 
 /* The benches of `moge bench`, bench_<name>.c each, by the same rules; the table is in bench.c. */
 int moge_bench_engine(int argc, char **argv);
+int moge_bench_load(int argc, char **argv);
 int moge_bench_spec(int argc, char **argv);
 int moge_bench_quality(int argc, char **argv);
 int moge_bench_serve(int argc, char **argv);

@@ -74,6 +74,11 @@ const struct moge_gguf_tensor *moge_gguf_find_tensor(const struct moge_gguf *ggu
                                                      const char *name);
 size_t moge_gguf_file_bytes(const struct moge_gguf *gguf);
 
+/* Copies bytes of tensor data, `at` as a tensor's data points into the file, without mapping their
+ * pages.  MOGE_IO when the file cannot be read or was shortened. */
+int moge_gguf_read(const struct moge_gguf *gguf, const unsigned char *at, size_t bytes,
+                   void *target, struct moge_err *err);
+
 /* Typed access: 0 and *out, or MOGE_FORMAT with err naming the key: missing, or of another kind, or
  * out of [min, max].  Any integer kind is accepted for an integer. */
 int moge_gguf_get_int(const struct moge_gguf *gguf, const char *key, int64_t min, int64_t max,
