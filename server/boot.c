@@ -372,7 +372,6 @@ static void service_fill(struct moge_boot *boot, int32_t n_context, int32_t n_pa
     service->spec_len = speculation > 0 ? speculation : 0;
     service->draft_len_max = config->draft_len_max;
     service->max_message_bytes = config->max_message_bytes;
-    moge_metrics_set(&boot->metrics->kv_cache_pages, n_pages);
 }
 
 /* ---- warm-up ---- */

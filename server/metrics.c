@@ -41,38 +41,18 @@ int64_t moge_histogram_quantile(const struct moge_histogram *histogram, double q
     return 0;
 }
 
-static void span_guesses(struct moge_metrics *metrics, const struct moge_span *span) {
-    if (span->n_guess == 0)
-        return;
-    moge_metrics_add(&metrics->spec_decode_num_drafts_total, 1);
-    moge_metrics_add(&metrics->spec_decode_num_draft_tokens_total, (uint64_t)span->n_guess);
-    moge_metrics_add(&metrics->spec_decode_num_accepted_tokens_total, (uint64_t)span->n_accepted);
-    for (int i = 0; i < span->n_guess; i++)
-        moge_metrics_add(&metrics->spec_decode_num_draft_tokens_per_pos[i], 1);
-    for (int i = 0; i < span->n_accepted; i++)
-        moge_metrics_add(&metrics->spec_decode_num_accepted_tokens_per_pos[i], 1);
-}
-
 void moge_metrics_step(struct moge_metrics *metrics, const struct moge_step *step,
                        const struct moge_kv *kv) {
     moge_stats_step(&metrics->stats, step, kv);
-    moge_metrics_set(&metrics->num_requests_running, metrics->stats.engine.n_running);
-    moge_metrics_set(&metrics->num_requests_waiting, metrics->stats.engine.n_waiting);
-    moge_metrics_set(&metrics->kv_cache_pages_used, metrics->stats.engine.pages_used);
-    moge_metrics_set(&metrics->kv_cache_pages_cached, metrics->stats.engine.pages_cached);
     if (step->batch.n_spans == 0)
         return;
-    moge_metrics_add(&metrics->engine_steps_total, 1);
     moge_histogram_add(&metrics->engine_step, step->step_ns / 1000);
     moge_histogram_add(&metrics->engine_forward, step->phase_ns[MOGE_PHASE_FORWARD] / 1000);
     moge_histogram_add(&metrics->iteration_tokens, moge_batch_rows(&step->batch));
-    if (step->forward_rc != 0) {
-        moge_metrics_add(&metrics->engine_step_errors_total, 1);
+    if (step->forward_rc != 0)
         return;
-    }
     for (int32_t i = 0; i < step->batch.n_spans; i++) {
         const struct moge_span *span = &step->batch.spans[i];
-        span_guesses(metrics, span);
         if (span->n_emitted > 0 && span->gap_us >= 0)
             moge_histogram_add(&metrics->inter_token_latency, span->gap_us);
     }
@@ -110,7 +90,6 @@ void moge_metrics_request(struct moge_metrics *metrics, const struct moge_req *r
     moge_metrics_add(&metrics->prompt_tokens_total, (uint64_t)usage->n_prompt);
     moge_metrics_add(&metrics->generation_tokens_total, (uint64_t)usage->n_output);
     moge_metrics_add(&metrics->cached_prompt_tokens_total, (uint64_t)usage->n_cached);
-    moge_metrics_add(&metrics->num_preemptions_total, (uint64_t)usage->n_preempted);
     moge_histogram_add(&metrics->request_queue_time, usage->queue_us);
     if (usage->n_output == 0)
         return;
@@ -152,18 +131,15 @@ static unsigned long long get(const _Atomic uint64_t *counter) {
     return atomic_load_explicit(counter, memory_order_relaxed);
 }
 
-static long long get_gauge(const _Atomic int64_t *gauge) {
-    return atomic_load_explicit(gauge, memory_order_relaxed);
-}
-
 void moge_metrics_line(const struct moge_metrics *metrics, char *out, size_t cap) {
-    unsigned long long offered = get(&metrics->spec_decode_num_draft_tokens_total);
-    unsigned long long accepted = get(&metrics->spec_decode_num_accepted_tokens_total);
+    struct moge_stats stats;
+    moge_stats_read(&metrics->stats, 0, &stats);
     snprintf(out, cap,
              "%lld running, %lld waiting; %llu tokens generated; guesses %llu of %llu accepted; "
              "first token p50 %.1f ms, p99 %.1f ms; step p50 %.2f ms",
-             get_gauge(&metrics->num_requests_running), get_gauge(&metrics->num_requests_waiting),
-             get(&metrics->generation_tokens_total), accepted, offered,
+             (long long)stats.n_running, (long long)stats.n_waiting,
+             get(&metrics->generation_tokens_total), (unsigned long long)stats.n_accepted,
+             (unsigned long long)stats.n_offered,
              (double)moge_histogram_quantile(&metrics->time_to_first_token, 0.5) / 1e3,
              (double)moge_histogram_quantile(&metrics->time_to_first_token, 0.99) / 1e3,
              (double)moge_histogram_quantile(&metrics->engine_step, 0.5) / 1e3);

@@ -48,37 +48,42 @@ static void histogram(FILE *out, const char *name, const char *help,
             atomic_load_explicit(&from->sum, memory_order_relaxed), name, below);
 }
 
+static void position_family(FILE *out, const char *name, const char *help, const uint64_t *values) {
+    family(out, name, help, "position", values, MOGE_DRAFT_LEN_MAX);
+}
+
 static void engine_text(FILE *out, const struct moge_stats *stats) {
-    counter(out, "engine_rows_total", "Rows computed", stats->n_rows);
-    counter(out, "engine_tokens_total", "Tokens that requests were given", stats->n_emitted);
-    counter(out, "engine_weight_bytes_total", "Weight bytes that had to be read",
-            stats->weight_bytes);
-    counter(out, "prefix_cache_evicted_pages_total", "Cached pages given to others",
-            stats->pages_evicted);
-    gauge(out, "kv_cache_pages_free", "KV pages that hold nothing", (double)stats->pages_free);
+#define X(name, field, help) counter(out, #name, help, stats->field);
+    MOGE_STATS_COUNTERS(X)
+#undef X
+#define X(name, field, help) gauge(out, #name, help, (double)stats->field);
+    MOGE_STATS_GAUGES(X)
+#undef X
     gauge(out, "generation_tokens_per_second", "Tokens a second, lately", stats->tokens_per_s);
     head(out, "engine_phase_microseconds_total", "counter", "Time in each call of a step");
     for (int i = 0; i < MOGE_PHASES; i++)
         fprintf(out, PREFIX "engine_phase_microseconds_total{phase=\"%s\"} %" PRId64 "\n",
                 moge_phase_name((enum moge_phase)i), stats->phase_ns[i] / 1000);
+    position_family(out, "spec_decode_num_draft_tokens_per_pos_total", "Guesses offered",
+                    stats->offered);
+    position_family(out, "spec_decode_num_accepted_tokens_per_pos_total", "Guesses accepted",
+                    stats->accepted);
+    position_family(out, "spec_decode_num_ngram_tokens_per_pos_total",
+                    "Guesses offered that were looked up", stats->ngram_offered);
+    position_family(out, "spec_decode_num_accepted_ngram_tokens_per_pos_total",
+                    "Guesses accepted that were looked up", stats->ngram_accepted);
     family(out, "spec_decode_draft_length_total", "Decode rows that carried so many guesses",
            "length", stats->draft_len, MOGE_DRAFT_LEN_MAX + 1);
     gauge(out, "spec_decode_guess_microseconds", "Believed time of a guess", stats->guess_ns / 1e3);
     gauge(out, "engine_step_microseconds", "Believed time of a step beside its rows",
           stats->row_ns[0] / 1e3);
     gauge(out, "engine_row_microseconds", "Believed time of a row", stats->row_ns[1] / 1e3);
+    gauge(out, "prefill_row_microseconds", "Believed time that a prompt row adds to a step",
+          stats->prefill_row_ns / 1e3);
     family(out, "experts_touched_total", "Experts whose weights were read", "layer",
            stats->layer_experts, stats->n_layers);
     family(out, "expert_group_rows_total", "Rows that went through the experts of a group", "group",
            stats->group_pairs, stats->n_groups);
-}
-
-static void per_position(FILE *out, const char *name, const char *help,
-                         const _Atomic uint64_t *from) {
-    uint64_t values[MOGE_DRAFT_LEN_MAX];
-    for (int i = 0; i < MOGE_DRAFT_LEN_MAX; i++)
-        values[i] = atomic_load_explicit(&from[i], memory_order_relaxed);
-    family(out, name, help, "position", values, MOGE_DRAFT_LEN_MAX);
 }
 
 char *moge_metrics_text(const struct moge_metrics *metrics, int64_t now_us) {
@@ -93,10 +98,6 @@ char *moge_metrics_text(const struct moge_metrics *metrics, int64_t now_us) {
     counter(out, #name, help, atomic_load_explicit(&metrics->name, memory_order_relaxed));
     MOGE_COUNTERS(X)
 #undef X
-    per_position(out, "spec_decode_num_draft_tokens_per_pos_total", "Guesses offered",
-                 metrics->spec_decode_num_draft_tokens_per_pos);
-    per_position(out, "spec_decode_num_accepted_tokens_per_pos_total", "Guesses accepted",
-                 metrics->spec_decode_num_accepted_tokens_per_pos);
 #define X(name, help)                                                                              \
     gauge(out, #name, help, (double)atomic_load_explicit(&metrics->name, memory_order_relaxed));
     MOGE_GAUGES(X)

@@ -43,6 +43,7 @@ static void count_step(struct moge_stats *stats, const struct moge_step *step, i
     for (int32_t i = 0; i < step->batch.n_spans && step->forward_rc == 0; i++)
         n_emitted += (uint64_t)step->batch.spans[i].n_emitted;
     stats->n_steps++;
+    stats->n_failed += step->forward_rc != 0;
     stats->n_rows += (uint64_t)moge_batch_rows(&step->batch);
     stats->n_logits += (uint64_t)moge_batch_logits(&step->batch);
     stats->n_emitted += n_emitted;
@@ -66,29 +67,60 @@ static void publish(struct moge_stats_cell *cell) {
     atomic_store_explicit(&cell->sequence, sequence + 2, memory_order_release);
 }
 
+static void take_sched(struct moge_stats *stats, const struct moge_sched *from) {
+    struct moge_sched_stats sched;
+    moge_sched_stats(from, &sched);
+    stats->n_running = sched.n_running;
+    stats->n_prefilling = sched.n_prefilling;
+    stats->n_waiting = sched.n_waiting;
+    stats->n_preempted = sched.n_preempted;
+    stats->n_recomputed = sched.n_recomputed;
+    stats->n_prefix_queried = sched.n_prefix_queried;
+    stats->n_prefix_hit = sched.n_prefix_hit;
+    stats->n_refused_age = sched.n_refused_age;
+    stats->n_refused_deadline = sched.n_refused_deadline;
+    stats->prefill_rows_max = sched.prefill_rows_max;
+    stats->prefill_row_ns = sched.prefill_row_ns;
+}
+
+static void take_pages(struct moge_stats *stats, const struct moge_kv *kv) {
+    struct moge_kv_stats pages;
+    moge_kv_stats(kv, &pages);
+    stats->pages_free = pages.n_free;
+    stats->pages_used = pages.n_used;
+    stats->pages_cached = pages.n_cached;
+    stats->pages_evicted = pages.n_evicted;
+    stats->n_pages = stats->pages_free + stats->pages_used + stats->pages_cached;
+}
+
+static void take_guesses(struct moge_stats *stats, const struct moge_draft_stats *draft) {
+    memcpy(stats->offered, draft->offered, sizeof stats->offered);
+    memcpy(stats->accepted, draft->accepted, sizeof stats->accepted);
+    memcpy(stats->ngram_offered, draft->ngram_offered, sizeof stats->ngram_offered);
+    memcpy(stats->ngram_accepted, draft->ngram_accepted, sizeof stats->ngram_accepted);
+    memcpy(stats->draft_len, draft->len_chosen, sizeof stats->draft_len);
+    stats->guess_ns = draft->guess_ns;
+    stats->row_ns[0] = draft->row_ns[0];
+    stats->row_ns[1] = draft->row_ns[1];
+    stats->n_drafts = stats->n_offered = stats->n_accepted = 0;
+    for (int i = 0; i < MOGE_DRAFT_LEN_MAX; i++) {
+        stats->n_drafts += stats->draft_len[i + 1];
+        stats->n_offered += stats->offered[i];
+        stats->n_accepted += stats->accepted[i];
+    }
+}
+
 void moge_stats_step(struct moge_stats_cell *cell, const struct moge_step *step,
                      const struct moge_kv *kv) {
     struct moge_stats *stats = &cell->engine;
-    stats->n_running = moge_sched_n_running(step->sched);
-    stats->n_waiting = moge_sched_n_waiting(step->sched);
-    if (kv) {
-        struct moge_kv_stats pages;
-        moge_kv_stats(kv, &pages);
-        stats->pages_free = pages.n_free;
-        stats->pages_used = pages.n_used;
-        stats->pages_cached = pages.n_cached;
-        stats->pages_evicted = pages.n_evicted;
-    }
+    take_sched(stats, step->sched);
+    if (kv)
+        take_pages(stats, kv);
     if (step->batch.n_spans > 0) {
         struct moge_draft_stats draft;
         count_step(stats, step, step->now_ns() / 1000);
         moge_draft_stats(step->draft, &draft);
-        memcpy(stats->offered, draft.offered, sizeof stats->offered);
-        memcpy(stats->accepted, draft.accepted, sizeof stats->accepted);
-        memcpy(stats->draft_len, draft.len_chosen, sizeof stats->draft_len);
-        stats->guess_ns = draft.guess_ns;
-        stats->row_ns[0] = draft.row_ns[0];
-        stats->row_ns[1] = draft.row_ns[1];
+        take_guesses(stats, &draft);
     }
     publish(cell);
 }

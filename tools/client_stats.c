@@ -27,10 +27,15 @@ static void engine_read(struct moge_client_stats *out, const Moge__V1__EngineSta
     out->guess_us = in->guess_us;
     out->step_base_us = in->step_base_us;
     out->step_row_us = in->step_row_us;
+    out->prefill_row_us = in->prefill_row_us;
     out->n_positions = list_read(out->offered, MOGE_DRAFT_LEN_MAX, in->offered_by_position,
                                  in->n_offered_by_position);
     list_read(out->accepted, MOGE_DRAFT_LEN_MAX, in->accepted_by_position,
               in->n_accepted_by_position);
+    list_read(out->ngram_offered, MOGE_DRAFT_LEN_MAX, in->ngram_offered_by_position,
+              in->n_ngram_offered_by_position);
+    list_read(out->ngram_accepted, MOGE_DRAFT_LEN_MAX, in->ngram_accepted_by_position,
+              in->n_ngram_accepted_by_position);
     out->n_lengths =
         list_read(out->draft_len, MOGE_DRAFT_LEN_MAX + 1, in->draft_length, in->n_draft_length);
     out->n_layers = list_read(out->layer_experts, MOGE_CLIENT_STATS_LAYERS, in->experts_touched,
@@ -69,6 +74,7 @@ static int stats_take(void *arg, const void *data, size_t len, struct moge_err *
         return moge_fail(err, MOGE_INTERNAL, "the server sent a message that cannot be read");
     *out = (struct moge_client_stats){.uptime_us = in->uptime_us,
                                       .n_running = in->running,
+                                      .n_prefilling = in->prefilling,
                                       .n_waiting = in->waiting,
                                       .n_calls = in->calls,
                                       .n_connections = in->connections,

@@ -22,14 +22,15 @@ struct moge_client_spread { /* times in microseconds */
 };
 
 struct moge_client_stats {
-    int64_t uptime_us, n_running, n_waiting, n_calls, n_connections;
+    int64_t uptime_us, n_running, n_prefilling, n_waiting, n_calls, n_connections;
     int64_t pages_free, pages_used, pages_cached, pages_evicted;
     int64_t heap_bytes;
     double tokens_per_s;
     int64_t n_steps, n_rows, n_tokens, step_us, weight_bytes;
-    double guess_us, step_base_us, step_row_us;
+    double guess_us, step_base_us, step_row_us, prefill_row_us;
     int n_positions, n_lengths, n_layers, n_groups, n_phases, n_counters, n_spreads;
     int64_t offered[MOGE_DRAFT_LEN_MAX], accepted[MOGE_DRAFT_LEN_MAX];
+    int64_t ngram_offered[MOGE_DRAFT_LEN_MAX], ngram_accepted[MOGE_DRAFT_LEN_MAX]; /* of these */
     int64_t draft_len[MOGE_DRAFT_LEN_MAX + 1];
     int64_t layer_experts[MOGE_CLIENT_STATS_LAYERS], group_rows[MOGE_CLIENT_STATS_GROUPS];
     struct moge_client_count phases[MOGE_CLIENT_STATS_NAMES]; /* microseconds */

@@ -130,26 +130,42 @@ static void latency_print(struct moge_screen *screen, const struct moge_client_s
     line_print(screen, "ms p50/p99 ", text);
 }
 
+static int64_t counted(const struct moge_client_stats *now, const struct moge_client_stats *before,
+                       const char *name) {
+    return moge_client_count_of(now->counters, now->n_counters, name) -
+           moge_client_count_of(before->counters, before->n_counters, name);
+}
+
+static void pages_print(struct moge_screen *screen, const struct moge_client_stats *now,
+                        const struct moge_client_stats *before) {
+    char text[256];
+    snprintf(text, sizeof text,
+             "%lld used, %lld cached, %lld free; %lld preemptions, %lld evicted; prefixes found: "
+             "%.0f%% of prompt tokens",
+             (long long)now->pages_used, (long long)now->pages_cached, (long long)now->pages_free,
+             (long long)counted(now, before, "num_preemptions_total"),
+             (long long)(now->pages_evicted - before->pages_evicted),
+             share(counted(now, before, "prefix_cache_hits_total"),
+                   counted(now, before, "prefix_cache_queries_total")));
+    line_print(screen, "KV pages  ", text);
+}
+
 /* Differences to `before`, which is all zero for the time since the start. */
 static void stats_print(struct moge_screen *screen, const struct moge_client_stats *now,
                         const struct moge_client_stats *before) {
     char text[256];
     snprintf(text, sizeof text,
-             "%lld running, %lld waiting; %lld calls, %lld connections; heap %.1f MiB; up %.0f s",
-             (long long)now->n_running, (long long)now->n_waiting, (long long)now->n_calls,
-             (long long)now->n_connections, (double)now->heap_bytes / (1 << 20),
-             (double)now->uptime_us / 1e6);
+             "%lld running (%lld at their prompt), %lld waiting; %lld calls, %lld connections; "
+             "heap %.1f MiB; up %.0f s",
+             (long long)now->n_running, (long long)now->n_prefilling, (long long)now->n_waiting,
+             (long long)now->n_calls, (long long)now->n_connections,
+             (double)now->heap_bytes / (1 << 20), (double)now->uptime_us / 1e6);
     line_print(screen, "requests  ", text);
     snprintf(text, sizeof text, "%.1f tokens/s lately; %lld since %s", now->tokens_per_s,
              (long long)(now->n_tokens - before->n_tokens),
              before->uptime_us ? "the last look" : "the start");
     line_print(screen, "output    ", text);
-    snprintf(
-        text, sizeof text, "%lld used, %lld cached, %lld free; %lld preemptions, %lld evicted",
-        (long long)now->pages_used, (long long)now->pages_cached, (long long)now->pages_free,
-        (long long)moge_client_count_of(now->counters, now->n_counters, "num_preemptions_total"),
-        (long long)now->pages_evicted);
-    line_print(screen, "KV pages  ", text);
+    pages_print(screen, now, before);
     steps_print(screen, now, before);
     guesses_print(screen, now, before);
     experts_print(screen, now, before);
@@ -192,6 +208,7 @@ static json_t *stats_json(const struct moge_client_stats *s) {
     } numbers[] = {
         {"uptime_us", s->uptime_us},
         {"running", s->n_running},
+        {"prefilling", s->n_prefilling},
         {"waiting", s->n_waiting},
         {"calls", s->n_calls},
         {"connections", s->n_connections},
@@ -213,9 +230,14 @@ static json_t *stats_json(const struct moge_client_stats *s) {
     json_object_set_new(object, "guess_us", json_real(s->guess_us));
     json_object_set_new(object, "step_base_us", json_real(s->step_base_us));
     json_object_set_new(object, "step_row_us", json_real(s->step_row_us));
+    json_object_set_new(object, "prefill_row_us", json_real(s->prefill_row_us));
     json_object_set_new(object, "phase_us", counts_json(s->phases, s->n_phases));
     json_object_set_new(object, "offered_by_position", list_json(s->offered, s->n_positions));
     json_object_set_new(object, "accepted_by_position", list_json(s->accepted, s->n_positions));
+    json_object_set_new(object, "ngram_offered_by_position",
+                        list_json(s->ngram_offered, s->n_positions));
+    json_object_set_new(object, "ngram_accepted_by_position",
+                        list_json(s->ngram_accepted, s->n_positions));
     json_object_set_new(object, "draft_length", list_json(s->draft_len, s->n_lengths));
     json_object_set_new(object, "experts_touched", list_json(s->layer_experts, s->n_layers));
     json_object_set_new(object, "group_rows", list_json(s->group_rows, s->n_groups));

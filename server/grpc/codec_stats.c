@@ -8,8 +8,11 @@
 
 #include "moge/v1/moge.pb-c.h"
 
-#define X(name, help) +1
-enum { N_COUNTERS = 0 MOGE_COUNTERS(X), N_DISTRIBUTIONS = 0 MOGE_HISTOGRAMS(X) };
+#define X(...) +1
+enum {
+    N_COUNTERS = 0 MOGE_COUNTERS(X) MOGE_STATS_COUNTERS(X),
+    N_DISTRIBUTIONS = 0 MOGE_HISTOGRAMS(X)
+};
 #undef X
 
 /* The parts of a reply, which point at each other. */
@@ -46,11 +49,15 @@ static void engine_fill(struct store *store) {
     to->n_offered_by_position = to->n_accepted_by_position = MOGE_DRAFT_LEN_MAX;
     to->offered_by_position = signed_of(from->offered);
     to->accepted_by_position = signed_of(from->accepted);
+    to->n_ngram_offered_by_position = to->n_ngram_accepted_by_position = MOGE_DRAFT_LEN_MAX;
+    to->ngram_offered_by_position = signed_of(from->ngram_offered);
+    to->ngram_accepted_by_position = signed_of(from->ngram_accepted);
     to->n_draft_length = MOGE_DRAFT_LEN_MAX + 1;
     to->draft_length = signed_of(from->draft_len);
     to->guess_us = from->guess_ns / 1e3;
     to->step_base_us = from->row_ns[0] / 1e3;
     to->step_row_us = from->row_ns[1] / 1e3;
+    to->prefill_row_us = from->prefill_row_ns / 1e3;
     to->n_experts_touched = from->n_layers;
     to->experts_touched = signed_of(from->layer_experts);
     to->n_group_rows = from->n_groups;
@@ -58,10 +65,10 @@ static void engine_fill(struct store *store) {
     to->weight_bytes = (int64_t)from->weight_bytes;
 }
 
-static void counter_fill(Moge__V1__Counter *to, const char *name, const _Atomic uint64_t *from) {
+static void counter_fill(Moge__V1__Counter *to, const char *name, uint64_t value) {
     moge__v1__counter__init(to);
     to->name = moge_message_string(name);
-    to->value = (int64_t)atomic_load_explicit(from, memory_order_relaxed);
+    to->value = (int64_t)value;
 }
 
 static void distribution_fill(Moge__V1__Distribution *to, const char *name,
@@ -77,8 +84,13 @@ static void distribution_fill(Moge__V1__Distribution *to, const char *name,
 
 static void lists_fill(struct store *store, const struct moge_metrics *metrics) {
     int n = 0;
-#define X(name, help) counter_fill(&store->counters[n++], #name, &metrics->name);
+#define X(name, help)                                                                              \
+    counter_fill(&store->counters[n++], #name,                                                     \
+                 atomic_load_explicit(&metrics->name, memory_order_relaxed));
     MOGE_COUNTERS(X)
+#undef X
+#define X(name, field, help) counter_fill(&store->counters[n++], #name, store->stats.field);
+    MOGE_STATS_COUNTERS(X)
 #undef X
     n = 0;
 #define X(name, help) distribution_fill(&store->distributions[n++], #name, &metrics->name);
@@ -97,6 +109,7 @@ static int stats_pack(struct store *store, const struct moge_service *service, c
     Moge__V1__GetStatsResponse reply = MOGE__V1__GET_STATS_RESPONSE__INIT;
     reply.uptime_us = moge_service_now_us() - service->started_us;
     reply.running = stats->n_running;
+    reply.prefilling = stats->n_prefilling;
     reply.waiting = stats->n_waiting;
     reply.calls = atomic_load_explicit(&metrics->num_calls, memory_order_relaxed);
     reply.connections = atomic_load_explicit(&metrics->num_connections, memory_order_relaxed);

@@ -28,11 +28,22 @@ class Stats(unittest.TestCase):
         cls.stub = pb_grpc.MogeStub(cls.daemon.channel())
         with ThreadPoolExecutor(8) as pool:
             list(pool.map(lambda i: generate(cls.stub, i), range(16)))
-        cls.after_16 = cls.stub.GetStats(pb.GetStatsRequest(with_prometheus=True), timeout=10)
+        cls.after_16 = cls.settled()
 
     @classmethod
     def tearDownClass(cls):
         cls.daemon.__exit__()
+
+    @classmethod
+    def settled(cls):
+        """A step's tokens go out before its snapshot is published: waits for one without requests."""
+        end = time.monotonic() + 30
+        while True:
+            stats = cls.stub.GetStats(pb.GetStatsRequest(with_prometheus=True), timeout=10)
+            if (stats.running, stats.waiting) == (0, 0):
+                return stats
+            assert time.monotonic() < end, "requests that have ended still run"
+            time.sleep(0.01)
 
     def command(self, *options):
         return subprocess.run([daemon.MOGE, "stats", *options], capture_output=True, text=True, timeout=60)
@@ -56,10 +67,21 @@ class Stats(unittest.TestCase):
         self.assertGreater(min(stats.engine.experts_touched), 0)
         self.assertEqual(sum(stats.engine.offered_by_position),
                          sum(k * n for k, n in enumerate(stats.engine.draft_length)))
+        self.assertEqual(counters["spec_decode_num_draft_tokens_total"], sum(stats.engine.offered_by_position))
+        self.assertEqual(counters["engine_steps_total"], stats.engine.steps)
+        self.assertEqual(counters["engine_tokens_total"], 16 * 20)
+        self.assertGreater(counters["prefix_cache_queries_total"], 16)
+        self.assertLessEqual(counters["prefix_cache_hits_total"], counters["prefix_cache_queries_total"])
+        self.assertEqual((counters["num_preemptions_total"], stats.prefilling), (0, 0))
+        for looked_up, all_of_them in zip(stats.engine.ngram_offered_by_position,
+                                          stats.engine.offered_by_position, strict=True):
+            self.assertLessEqual(looked_up, all_of_them)
         line = re.compile(r'(# (HELP|TYPE) moge:\w+ .+|moge:\w+(\{\w+="[^"]*"\})? -?[0-9.e+-]+)$')
         for text in stats.prometheus.splitlines():
             self.assertRegex(text, line)
         self.assertIn("moge:generation_tokens_total 320", stats.prometheus)
+        names = re.findall("# TYPE (\\S+)", stats.prometheus)
+        self.assertEqual(len(names), len(set(names)), "a metric is there twice")
 
     def test_a_cancelled_stream_leaves_the_gauges(self):
         request = pb.GenerateRequest(text="x")

@@ -77,6 +77,22 @@ static void test_rate(void **state) {
     step.forward_rc = MOGE_INTERNAL;
     count_step(&stats, &step, stats.at_us + 1);
     assert_int_equal(stats.n_emitted, 2000);
+    assert_int_equal(stats.n_failed, 1);
+}
+
+static void test_guesses(void **state) {
+    (void)state;
+    static struct moge_stats stats;
+    struct moge_draft_stats draft = {.offered = {4, 2}, .accepted = {3, 1}, .ngram_offered = {1}};
+    draft.len_chosen[0] = 50;
+    draft.len_chosen[1] = draft.len_chosen[2] = 2;
+    take_guesses(&stats, &draft);
+    take_guesses(&stats, &draft); /* totals, not sums of totals */
+    assert_int_equal(stats.n_drafts, 4);
+    assert_int_equal(stats.n_offered, 6);
+    assert_int_equal(stats.n_accepted, 4);
+    assert_int_equal(stats.offered[1], 2);
+    assert_int_equal(stats.ngram_offered[0], 1);
 }
 
 static void test_text(void **state) {
@@ -84,6 +100,10 @@ static void test_text(void **state) {
     static struct moge_metrics metrics;
     metrics.generation_tokens_total = 42;
     metrics.stats.engine.n_groups = 2;
+    metrics.stats.engine.n_preempted = 3;
+    metrics.stats.engine.n_prefix_hit = 11;
+    metrics.stats.engine.pages_used = 12;
+    metrics.stats.engine.accepted[1] = 13;
     metrics.stats.engine.group_pairs[1] = 5;
     publish(&metrics.stats);
     for (int i = 0; i < 100; i++)
@@ -96,6 +116,11 @@ static void test_text(void **state) {
     assert_non_null(strstr(text, "moge:time_to_first_token_bucket{le=\"63\"} 64\n"));
     assert_non_null(strstr(text, "moge:time_to_first_token_bucket{le=\"+Inf\"} 100\n"));
     assert_non_null(strstr(text, "moge:time_to_first_token_sum 4950\n"));
+    assert_non_null(strstr(text, "\nmoge:num_preemptions_total 3\n"));
+    assert_non_null(strstr(text, "\nmoge:prefix_cache_hits_total 11\n"));
+    assert_non_null(strstr(text, "\nmoge:kv_cache_pages_used 12\n"));
+    assert_non_null(
+        strstr(text, "moge:spec_decode_num_accepted_tokens_per_pos_total{position=\"1\"} 13\n"));
     assert_non_null(strstr(text, "moge:expert_group_rows_total{group=\"1\"} 5\n"));
     free(text);
 }
@@ -104,6 +129,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_copies_are_of_one_step),
         cmocka_unit_test(test_rate),
+        cmocka_unit_test(test_guesses),
         cmocka_unit_test(test_text),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
