@@ -359,6 +359,8 @@ static void service_fill(struct moge_boot *boot, int32_t n_context, int32_t n_pa
         service->draft = *moge_model_info(boot->draft_model);
     service->isa = moge_kernels()->isa;
     service->n_threads = moge_threads_count(boot->threads);
+    service->n_samples_max =
+        config->max_samples < config->max_queued ? config->max_samples : config->max_queued;
     service->reqs = boot->reqs;
     service->queue = boot->queue;
     service->metrics = boot->metrics;

@@ -109,6 +109,8 @@ static const struct option_row rows[] = {
      "Most prompt tokens of one request in one step."},
     {"max-queued", KIND_COUNT, AT(max_queued), "256", 1, 65536, NULL,
      "Requests that may wait; more are refused."},
+    {"max-samples", KIND_COUNT, AT(max_samples), "8", 1, 64, NULL,
+     "Most samples of one prompt that a request may ask for; each counts in max-queued."},
     {"max-queued-tokens", KIND_NUMBER, AT(max_queued_tokens), "1000000", 1, 1e12, NULL,
      "Prompt tokens that may wait; more are refused."},
     {"queue-age-max", KIND_SECONDS, AT(queue_age_max_us), "0", 0, 86400, NULL,

@@ -57,7 +57,7 @@ struct moge_config {
     int64_t kv_memory;
     bool prefix_cache;
     int32_t max_running, step_rows, prefill_chunk;
-    int32_t max_queued;
+    int32_t max_queued, max_samples;
     int64_t max_queued_tokens;
     int32_t admission; /* enum moge_admission */
     int32_t prefill_beside_decodes;

@@ -93,7 +93,8 @@ void moge_metrics_request(struct moge_metrics *metrics, const struct moge_req *r
     moge_histogram_add(&metrics->request_queue_time, usage->queue_us);
     if (usage->n_output == 0)
         return;
-    moge_histogram_add(&metrics->request_prompt_tokens, usage->n_prompt);
+    if (req->i_sample == 0)
+        moge_histogram_add(&metrics->request_prompt_tokens, usage->n_prompt);
     moge_histogram_add(&metrics->request_generation_tokens, usage->n_output);
     moge_histogram_add(&metrics->time_to_first_token, usage->queue_us + usage->prefill_us);
     moge_histogram_add(&metrics->request_prefill_time, usage->prefill_us);

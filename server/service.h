@@ -30,6 +30,7 @@ struct moge_service {
     int32_t spec_len, draft_len_max;
     enum moge_drafters drafters; /* whom a request may ask for */
     int64_t max_message_bytes;
+    int32_t n_samples_max; /* of one request */
 };
 
 /* Microseconds of the monotonic clock: the time base of every request. */

@@ -12,10 +12,10 @@ struct stream {
     moge_client_prompt_fn *on_prompt;
     moge_client_delta_fn *on_delta;
     void *arg;
-    struct moge_client_finish finish;
-    bool finished;
-    moge_client_end_fn *on_end; /* of a started one, with where its finish goes */
-    struct moge_client_finish *finish_out;
+    moge_client_end_fn *on_end;        /* of a started one */
+    struct moge_client_finish *finish; /* [n_samples] the caller's */
+    int32_t n_samples, n_finished;
+    int32_t *i_sample;
 };
 
 static const char *reason_name(Moge__V1__Finish__Reason reason) {
@@ -109,19 +109,29 @@ static int scores_take(const struct stream *stream, const Moge__V1__GenerateResp
     return rc;
 }
 
+/* What the last response of a sample says. */
+static void finish_take(struct stream *stream, int32_t i, const Moge__V1__Finish *finish) {
+    finish_read(&stream->finish[i], finish);
+    stream->n_finished++;
+}
+
 static int response_take(void *arg, const void *data, size_t len, struct moge_err *err) {
     struct stream *stream = arg;
     Moge__V1__GenerateResponse *response = moge__v1__generate_response__unpack(NULL, len, data);
     if (response == NULL)
         return moge_fail(err, MOGE_INTERNAL, "the server sent a message that cannot be read");
-    int rc = scores_take(stream, response, err);
+    int rc = 0;
+    if (response->index < 0 || response->index >= stream->n_samples)
+        rc = moge_fail(err, MOGE_INTERNAL, "the server sent a sample that was not asked for");
+    else if (stream->i_sample != NULL)
+        *stream->i_sample = response->index;
+    if (rc == 0)
+        rc = scores_take(stream, response, err);
     if (rc == 0)
         rc = stream->on_delta(stream->arg, (const char *)response->text.data, response->text.len,
                               response->token_ids, response->n_token_ids, err);
-    if (rc == 0 && response->finish != NULL) {
-        finish_read(&stream->finish, response->finish);
-        stream->finished = true;
-    }
+    if (rc == 0 && response->finish != NULL)
+        finish_take(stream, response->index, response->finish);
     moge__v1__generate_response__free_unpacked(response, NULL);
     return rc;
 }
@@ -214,6 +224,7 @@ static uint8_t *request_pack(const struct moge_client_request *request, size_t *
     message.sampling = &sampling;
     message.stopping = &stopping;
     message.speculation = &speculation;
+    message.n = request->n_samples;
 
     *len = moge__v1__generate_request__get_packed_size(&message);
     uint8_t *packed = malloc(*len);
@@ -234,6 +245,17 @@ static struct moge_client_call generate_call(const struct moge_client_request *r
                                      .arg = stream};
 }
 
+static struct stream stream_begin(const struct moge_client_request *request,
+                                  moge_client_delta_fn *on_delta, void *arg,
+                                  struct moge_client_finish *finish) {
+    return (struct stream){.on_prompt = request->on_prompt,
+                           .on_delta = on_delta,
+                           .arg = arg,
+                           .finish = finish,
+                           .n_samples = request->n_samples > 1 ? request->n_samples : 1,
+                           .i_sample = request->i_sample};
+}
+
 int moge_client_generate(struct moge_client *client, const struct moge_client_request *request,
                          moge_client_delta_fn *on_delta, void *arg,
                          struct moge_client_finish *finish, struct moge_err *err) {
@@ -241,25 +263,22 @@ int moge_client_generate(struct moge_client *client, const struct moge_client_re
     uint8_t *packed = request_pack(request, &len);
     if (packed == NULL)
         return moge_fail(err, MOGE_NOMEM, "out of memory");
-    struct stream stream = {.on_prompt = request->on_prompt, .on_delta = on_delta, .arg = arg};
+    struct stream stream = stream_begin(request, on_delta, arg, finish);
     struct moge_client_call call = generate_call(request, packed, len, &stream);
     int rc = moge_client_call(client, &call, err);
     free(packed);
     if (rc != 0)
         return rc;
-    if (!stream.finished)
+    if (stream.n_finished < stream.n_samples)
         return moge_fail(err, MOGE_INTERNAL, "the server ended the stream without a last message");
-    *finish = stream.finish;
     return 0;
 }
 
 static void stream_end(void *arg, int rc, const char *status, const struct moge_err *err) {
     struct stream *stream = arg;
     struct moge_err own = *err;
-    if (rc == 0 && !stream->finished)
+    if (rc == 0 && stream->n_finished < stream->n_samples)
         rc = moge_fail(&own, MOGE_INTERNAL, "the server ended the stream without a last message");
-    if (rc == 0)
-        *stream->finish_out = stream->finish;
     stream->on_end(stream->arg, rc, status, &own);
     free(stream);
 }
@@ -276,11 +295,8 @@ int moge_client_generate_start(struct moge_client_calls *calls,
         free(packed);
         return moge_fail(err, MOGE_NOMEM, "out of memory");
     }
-    *stream = (struct stream){.on_prompt = request->on_prompt,
-                              .on_delta = on_delta,
-                              .arg = arg,
-                              .on_end = on_end,
-                              .finish_out = finish};
+    *stream = stream_begin(request, on_delta, arg, finish);
+    stream->on_end = on_end;
     struct moge_client_call call = generate_call(request, packed, len, stream);
     int rc = moge_client_start(calls, &call, stream_end, err);
     free(packed);

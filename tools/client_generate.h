@@ -7,7 +7,8 @@
 #include "moge/batch.h"
 #include "tools/client.h"
 
-#define MOGE_CLIENT_STOPS_MAX 16
+#define MOGE_CLIENT_STOPS_MAX   16
+#define MOGE_CLIENT_SAMPLES_MAX 64
 
 /* A token and how likely the model found it. */
 struct moge_client_score {
@@ -46,9 +47,11 @@ struct moge_client_request {
     int32_t spec_len_max; /* MOGE_SPEC_AUTO; 0: the daemon's */
     enum moge_drafters drafters;
     moge_client_prompt_fn *on_prompt; /* NULL: scores are dropped */
-    bool ignore_eos;                  /* go on after the end of the text */
-    int64_t timeout_us;               /* 0: none */
-    const atomic_bool *cancelled;     /* may be NULL */
+    int32_t n_samples;                /* at most MOGE_CLIENT_SAMPLES_MAX; 0: one */
+    int32_t *i_sample;            /* set to the sample of each delta before it; NULL: one sample */
+    bool ignore_eos;              /* go on after the end of the text */
+    int64_t timeout_us;           /* 0: none */
+    const atomic_bool *cancelled; /* may be NULL */
 };
 
 /* Guesses of all drafters, or of one. */
@@ -71,8 +74,8 @@ struct moge_client_finish {
 typedef int moge_client_delta_fn(void *arg, const char *text, size_t text_len, const uint32_t *ids,
                                  size_t n_ids, struct moge_err *err);
 
-/* Streams one continuation; *finish is filled on success.  MOGE_INTERNAL when the server ends the
- * stream without a last message. */
+/* Streams one continuation, or n_samples; finish[] is filled on success.  MOGE_INTERNAL when the
+ * server ends the stream without a last message. */
 int moge_client_generate(struct moge_client *client, const struct moge_client_request *request,
                          moge_client_delta_fn *on_delta, void *arg,
                          struct moge_client_finish *finish, struct moge_err *err);

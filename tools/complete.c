@@ -22,6 +22,7 @@ static const char usage_text[] =
     "  --connect ADDR        unix:/path or host:port of moged (" MOGE_DEFAULT_ADDRESS ")\n"
     "  --prompt TEXT         the prompt; - reads it from standard input\n"
     "  --max-tokens N        stop after N tokens (default: as many as fit)\n"
+    "  -n, --samples N       with --json: N continuations, each with a seed of its own\n"
     "  --temperature T       0 takes the most likely token (default 1)\n"
     "  --top-p P             choose among the most likely tokens that make up P (default 1)\n"
     "  --seed S              the same seed gives the same text (default: a new one)\n"
@@ -36,19 +37,27 @@ static const char usage_text[] =
     "  --special             let the prompt spell control tokens\n"
     "  --timeout SECONDS     give up after this long\n"
     "  --json                one JSON object at the end instead of text: text, token_ids,\n"
-    "                        finish_reason, usage, timings, guesses, seed, prompt_tokens\n"
+    "                        finish_reason, usage, timings, guesses, seed, prompt_tokens;\n"
+    "                        with several samples a list of these, in samples\n"
     "\n"
     "Exit status: 0 done, 1 failed (one sentence on standard error says why), 2 wrong options,\n"
     "130 cancelled.\n";
+
+struct sample {
+    json_t *ids;
+    char *text; /* [text_len], gathered for --json */
+    size_t text_len, text_cap;
+    struct moge_client_finish finish;
+};
 
 struct completion {
     const char *address;
     struct moge_client_request request;
     char *input; /* the prompt when it was read from standard input */
     bool json, help;
-    json_t *ids, *prompt_tokens;
-    char *text; /* [text_len], gathered for --json */
-    size_t text_len, text_cap;
+    json_t *prompt_tokens;
+    int32_t n_samples, i_sample; /* i_sample: whose delta comes */
+    struct sample samples[MOGE_CLIENT_SAMPLES_MAX];
 };
 
 /* ---- Ctrl-C: the handler may only set a flag ---- */
@@ -158,7 +167,8 @@ static int prompt_read(struct completion *c, const char *text, struct moge_err *
 static const struct option long_options[] = {
     {"connect", required_argument, NULL, 'c'},
     {"prompt", required_argument, NULL, 'p'},
-    {"max-tokens", required_argument, NULL, 'n'},
+    {"max-tokens", required_argument, NULL, 'x'},
+    {"samples", required_argument, NULL, 'n'},
     {"temperature", required_argument, NULL, 't'},
     {"top-p", required_argument, NULL, 'P'},
     {"seed", required_argument, NULL, 's'},
@@ -195,6 +205,8 @@ static int option_take(struct completion *c, int option, struct moge_err *err) {
     case 'p':
         return prompt_read(c, optarg, err);
     case 'n':
+        return count_read("samples", optarg, &c->n_samples, err);
+    case 'x':
         request->has_max_tokens = true;
         return count_read("max-tokens", optarg, &request->max_tokens, err);
     case 't':
@@ -244,7 +256,7 @@ static int options_read(struct completion *c, int argc, char **argv, struct moge
     int option;
     optind = 1;
     opterr = 0;
-    while ((option = getopt_long(argc, argv, "", long_options, NULL)) != -1) {
+    while ((option = getopt_long(argc, argv, "n:", long_options, NULL)) != -1) {
         if (option == '?')
             return moge_fail(err, MOGE_INVALID, "%s is no option, or lacks its value",
                              argv[optind - 1]);
@@ -261,6 +273,11 @@ static int options_read(struct completion *c, int argc, char **argv, struct moge
     if (c->request.spec_len_max < 0 || c->request.spec_len_max > MOGE_DRAFT_LEN_MAX)
         return moge_fail(err, MOGE_INVALID, "--max-guesses is %d; it must be from 1 to %d",
                          (int)c->request.spec_len_max, MOGE_DRAFT_LEN_MAX);
+    if (c->n_samples < 1 || c->n_samples > MOGE_CLIENT_SAMPLES_MAX)
+        return moge_fail(err, MOGE_INVALID, "--samples is %d; it must be from 1 to %d",
+                         (int)c->n_samples, MOGE_CLIENT_SAMPLES_MAX);
+    if (c->n_samples > 1 && !c->json)
+        return moge_fail(err, MOGE_INVALID, "--samples is for --json when there are several");
     if (c->request.has_prompt_logprobs && !c->json)
         return moge_fail(err, MOGE_INVALID, "--prompt-logprobs is for --json");
     if (c->request.prompt == NULL)
@@ -283,19 +300,20 @@ static int text_print(void *arg, const char *text, size_t text_len, const uint32
 static int text_gather(void *arg, const char *text, size_t text_len, const uint32_t *ids,
                        size_t n_ids, struct moge_err *err) {
     struct completion *c = arg;
-    if (c->text_cap - c->text_len < text_len) {
-        size_t cap = 2 * (c->text_len + text_len);
-        char *grown = realloc(c->text, cap);
+    struct sample *s = &c->samples[c->i_sample];
+    if (s->text_cap - s->text_len < text_len) {
+        size_t cap = 2 * (s->text_len + text_len);
+        char *grown = realloc(s->text, cap);
         if (grown == NULL)
             return moge_fail(err, MOGE_NOMEM, "out of memory");
-        c->text = grown;
-        c->text_cap = cap;
+        s->text = grown;
+        s->text_cap = cap;
     }
     if (text_len > 0)
-        memcpy(c->text + c->text_len, text, text_len);
-    c->text_len += text_len;
+        memcpy(s->text + s->text_len, text, text_len);
+    s->text_len += text_len;
     for (size_t i = 0; i < n_ids; i++)
-        json_array_append_new(c->ids, json_integer(ids[i]));
+        json_array_append_new(s->ids, json_integer(ids[i]));
     return 0;
 }
 
@@ -356,20 +374,40 @@ static json_t *all_guesses_json(const struct moge_client_finish *finish) {
     return all;
 }
 
-static int json_print(struct completion *c, const struct moge_client_finish *finish,
-                      struct moge_err *err) {
+static json_t *sample_json(const struct sample *s, struct moge_err *err) {
+    const struct moge_client_finish *finish = &s->finish;
     json_error_t why;
     char seed[24]; /* JSON numbers are not exact up to 2^64 */
     snprintf(seed, sizeof seed, "%llu", (unsigned long long)finish->seed);
     json_t *object = json_pack_ex(
         &why, 0, "{s:s%, s:O, s:s, s:{s:i, s:i}, s:{s:I, s:I, s:I}, s:o, s:s}", "text",
-        c->text_len > 0 ? c->text : "", c->text_len, "token_ids", c->ids, "finish_reason",
+        s->text_len > 0 ? s->text : "", s->text_len, "token_ids", s->ids, "finish_reason",
         finish->reason, "usage", "prompt_tokens", finish->n_prompt, "output_tokens",
         finish->n_output, "timings", "queue_us", (json_int_t)finish->queue_us, "prefill_us",
         (json_int_t)finish->prefill_us, "decode_us", (json_int_t)finish->decode_us, "guesses",
         all_guesses_json(finish), "seed", seed);
     if (object == NULL)
-        return moge_fail(err, MOGE_INTERNAL, "the answer cannot be put in JSON: %s", why.text);
+        moge_fail(err, MOGE_INTERNAL, "the answer cannot be put in JSON: %s", why.text);
+    return object;
+}
+
+/* One sample, or a list of several. */
+static json_t *samples_json(const struct completion *c, struct moge_err *err) {
+    if (c->n_samples == 1)
+        return sample_json(&c->samples[0], err);
+    json_t *list = json_array();
+    for (int32_t i = 0; i < c->n_samples; i++)
+        if (json_array_append_new(list, sample_json(&c->samples[i], err)) != 0) {
+            json_decref(list);
+            return NULL;
+        }
+    return json_pack("{s:o}", "samples", list);
+}
+
+static int json_print(const struct completion *c, struct moge_err *err) {
+    json_t *object = samples_json(c, err);
+    if (object == NULL)
+        return MOGE_INTERNAL;
     if (c->request.has_prompt_logprobs)
         json_object_set(object, "prompt_tokens", c->prompt_tokens);
     int rc = json_dumpf(object, stdout, JSON_COMPACT);
@@ -381,28 +419,33 @@ static int json_print(struct completion *c, const struct moge_client_finish *fin
 
 static int completion_run(struct completion *c, struct moge_err *err) {
     struct moge_client *client = NULL;
-    struct moge_client_finish finish;
+    struct moge_client_finish finishes[MOGE_CLIENT_SAMPLES_MAX];
     int rc = moge_client_open(&client, c->address, err);
     if (rc != 0)
         return rc;
     interrupt_catch();
     c->request.cancelled = &interrupted;
-    c->ids = json_array();
+    for (int32_t i = 0; i < c->n_samples; i++)
+        c->samples[i].ids = json_array();
     c->prompt_tokens = json_array();
     c->request.on_prompt = prompt_gather;
-    rc = moge_client_generate(client, &c->request, c->json ? text_gather : text_print, c, &finish,
+    c->request.n_samples = c->n_samples;
+    c->request.i_sample = &c->i_sample;
+    rc = moge_client_generate(client, &c->request, c->json ? text_gather : text_print, c, finishes,
                               err);
     moge_client_close(client);
     /* A terminal's next prompt belongs on a line of its own; a file gets the text alone. */
     if (!c->json && isatty(STDOUT_FILENO) == 1 && isatty(STDERR_FILENO) == 1)
         fputc('\n', stderr);
+    for (int32_t i = 0; rc == 0 && i < c->n_samples; i++)
+        c->samples[i].finish = finishes[i];
     if (rc == 0 && c->json)
-        rc = json_print(c, &finish, err);
+        rc = json_print(c, err);
     return rc;
 }
 
 int moge_command_complete(int argc, char **argv) {
-    struct completion c = {.address = MOGE_DEFAULT_ADDRESS};
+    struct completion c = {.address = MOGE_DEFAULT_ADDRESS, .n_samples = 1};
     struct moge_err err = {0};
     int status = 0;
     int rc = options_read(&c, argc, argv, &err);
@@ -415,8 +458,10 @@ int moge_command_complete(int argc, char **argv) {
     if (rc != 0)
         fprintf(stderr, "moge complete: %s\n", err.text);
     free(c.input);
-    free(c.text);
-    json_decref(c.ids);
+    for (int32_t i = 0; i < MOGE_CLIENT_SAMPLES_MAX; i++) {
+        free(c.samples[i].text);
+        json_decref(c.samples[i].ids);
+    }
     json_decref(c.prompt_tokens);
     return status;
 }

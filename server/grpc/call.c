@@ -65,7 +65,11 @@ struct moge_call {
     int rc;
     struct moge_err err;
     struct moge_bytes reply;
-    struct moge_req *req; /* Generate */
+    /* Generate */
+    struct moge_req *req;  /* sample 0; the others are linked behind it */
+    struct moge_req *turn; /* whose tokens go out next */
+    int32_t n_told;        /* samples whose end was sent */
+    int32_t n_done;        /* samples that the engine thread will not touch again */
     /* health */
     bool health_known;
     enum moge_health health_sent;
@@ -73,6 +77,7 @@ struct moge_call {
     /* under cq->mutex */
     struct moge_call *ready_next;
     unsigned ready;
+    int32_t n_final; /* MOGE_READY_FINAL so far */
     bool in_ready;
 };
 
@@ -80,6 +85,7 @@ struct moge_call {
 
 void moge_call_push(struct moge_cq *cq, struct moge_call *call, unsigned ready) {
     call->ready |= ready;
+    call->n_final += (ready & MOGE_READY_FINAL) != 0;
     if (call->in_ready)
         return;
     call->in_ready = true;
@@ -100,6 +106,7 @@ struct moge_call *moge_call_pop(struct moge_cq *cq, unsigned *ready) {
         cq->ready_last = NULL;
     *ready = call->ready;
     call->ready = 0;
+    call->n_done = call->n_final;
     call->in_ready = false;
     return call;
 }
@@ -130,8 +137,7 @@ static void call_free(struct moge_call *call) {
         grpc_call_unref(call->handle);
     if (call->payload)
         grpc_byte_buffer_destroy(call->payload);
-    if (call->req)
-        moge_req_release(call->cq->rpc->options.service->reqs, call->req);
+    moge_req_release_samples(call->cq->rpc->options.service->reqs, call->req);
     grpc_slice_unref(call->message);
     grpc_metadata_array_destroy(&call->metadata);
     if (call->kind == MOGE_METHOD_UNKNOWN)
@@ -140,15 +146,10 @@ static void call_free(struct moge_call *call) {
     free(call);
 }
 
-struct ending {
-    grpc_status_code status;
-    const char *text; /* NULL: none */
-};
-
 /* One batch: headers if they are not out yet, the message if there is one (taken over), the status
  * if this is the end. */
 static void call_send(struct moge_call *call, struct moge_bytes *message,
-                      const struct ending *ending) {
+                      const struct moge_ending *ending) {
     grpc_op ops[3];
     size_t n = 0;
     grpc_byte_buffer *buffer = NULL;
@@ -183,7 +184,7 @@ static void call_send(struct moge_call *call, struct moge_bytes *message,
 }
 
 static enum call_state call_end(struct moge_call *call, grpc_status_code status, const char *text) {
-    struct ending ending = {status, text};
+    struct moge_ending ending = {status, text};
     call_send(call, NULL, &ending);
     return CALL_ENDING;
 }
@@ -198,6 +199,8 @@ static void call_work(struct moge_call *call) {
     switch (call->kind) {
     case MOGE_METHOD_GENERATE:
         call->rc = moge_codec_generate(service, data, len, call->req, &call->err);
+        if (call->rc == 0)
+            call->rc = moge_req_fan_out(service->reqs, call->req, &call->err);
         return;
     case MOGE_METHOD_TOKENIZE:
         call->rc = moge_codec_tokenize(service, data, len, &call->reply, &call->err);
@@ -258,30 +261,20 @@ static int call_take_req(struct moge_call *call) {
 
 static int call_submit(struct moge_call *call) {
     call->engine_busy = true;
+    call->turn = call->req;
     int rc = moge_queue_submit(call->cq->rpc->options.service->queue, call->req, &call->err);
     if (rc)
         call->engine_busy = false;
     return rc;
 }
 
-/* How a request that the engine has finished ends as an RPC. */
-static struct ending finish_ending(const struct moge_req *req) {
-    switch ((enum moge_finish)atomic_load_explicit(&req->finish, memory_order_acquire)) {
-    case MOGE_FINISH_STOP:
-    case MOGE_FINISH_LENGTH:
-        return (struct ending){GRPC_STATUS_OK, NULL};
-    case MOGE_FINISH_CANCELLED:
-        return (struct ending){moge_rpc_status(MOGE_CANCELLED), "the request was cancelled"};
-    case MOGE_FINISH_DEADLINE:
-        return (struct ending){moge_rpc_status(MOGE_DEADLINE), "the request's deadline passed"};
-    case MOGE_FINISH_SHUTDOWN:
-        return (struct ending){moge_rpc_status(MOGE_SHUTDOWN),
-                               "the server is shutting down and could not finish this request"};
-    case MOGE_FINISH_REFUSED:
-        return (struct ending){moge_rpc_status(req->err.code), req->err.text};
-    default:
-        return (struct ending){moge_rpc_status(MOGE_INTERNAL), req->err.text};
-    }
+/* The first sample that did not end well says how the call ends. */
+static struct moge_ending call_ending(const struct moge_call *call) {
+    struct moge_ending ending = {GRPC_STATUS_OK, NULL};
+    for (const struct moge_req *req = call->req; req && ending.status == GRPC_STATUS_OK;
+         req = req->next_sample)
+        ending = moge_rpc_ending(req);
+    return ending;
 }
 
 static bool ring_empty(const struct moge_req *req) {
@@ -318,33 +311,53 @@ static enum call_state state_working(struct moge_call *call) {
     if (call->kind == MOGE_METHOD_HEALTH_CHECK &&
         moge_codec_health_reply(health_now(call), &call->reply) != 0)
         return call_end(call, GRPC_STATUS_RESOURCE_EXHAUSTED, "no memory for a response");
-    struct ending ok = {GRPC_STATUS_OK, NULL};
+    struct moge_ending ok = {GRPC_STATUS_OK, NULL};
     call_send(call, &call->reply, &ok);
     return CALL_ENDING;
 }
 
+/* What one sample has to say, with its end if that is all. */
+static enum call_state sample_send(struct moge_call *call, struct moge_req *req) {
+    const struct moge_service *service = call->cq->rpc->options.service;
+    struct moge_chunk *chunk = &call->cq->chunk;
+    if (req->told)
+        return CALL_QUIET;
+    /* The end is written after the last push: then what the ring holds is all. */
+    bool final = atomic_load_explicit(&req->finish, memory_order_acquire) != MOGE_FINISH_NONE;
+    bool was_full = moge_req_room(req) <= 2;
+    bool some = moge_chunk_fill(chunk, req);
+    if (was_full && !final)
+        moge_queue_wake(service->queue); /* the engine may be waiting for this reader alone */
+    bool ends = final && ring_empty(req);
+    if (!some && !ends)
+        return CALL_QUIET;
+    struct moge_bytes message;
+    if (moge_codec_chunk(service, chunk, ends ? req : NULL, &message) != 0)
+        return call_end(call, GRPC_STATUS_RESOURCE_EXHAUSTED, "no memory for a response");
+    req->told = ends;
+    call->n_told += ends;
+    bool last = call->n_told == call->req->n_samples && !call->engine_busy;
+    struct moge_ending ending = {GRPC_STATUS_OK, NULL};
+    if (last)
+        ending = call_ending(call);
+    call_send(call, &message, last ? &ending : NULL);
+    return last ? CALL_ENDING : CALL_SENDING;
+}
+
+/* Samples take turns; the end of the last one may have gone out before the engine let go of it. */
 static enum call_state state_quiet(struct moge_call *call) {
     if (call->gone)
         return CALL_OVER;
-    const struct moge_service *service = call->cq->rpc->options.service;
-    struct moge_chunk *chunk = &call->cq->chunk;
-    /* The engine's last post comes after its last push: then what the ring holds is all. */
-    bool final = !call->engine_busy;
-    bool was_full = moge_req_room(call->req) <= 2;
-    bool some = moge_chunk_fill(chunk, call->req);
-    if (was_full && !final)
-        moge_queue_wake(service->queue); /* the engine may be waiting for this reader alone */
-    bool last = final && ring_empty(call->req);
-    if (!some && !last)
-        return CALL_QUIET;
-    struct moge_bytes message;
-    if (moge_codec_chunk(service, chunk, last ? call->req : NULL, &message) != 0)
-        return call_end(call, GRPC_STATUS_RESOURCE_EXHAUSTED, "no memory for a response");
-    struct ending ending = {GRPC_STATUS_OK, NULL};
-    if (last)
-        ending = finish_ending(call->req);
-    call_send(call, &message, last ? &ending : NULL);
-    return last ? CALL_ENDING : CALL_SENDING;
+    enum call_state state = CALL_QUIET;
+    for (int32_t i = 0; i < call->req->n_samples && state == CALL_QUIET; i++) {
+        struct moge_req *req = call->turn;
+        call->turn = req->next_sample ? req->next_sample : call->req;
+        state = sample_send(call, req);
+    }
+    if (state != CALL_QUIET || call->engine_busy || call->n_told < call->req->n_samples)
+        return state;
+    struct moge_ending ending = call_ending(call);
+    return call_end(call, ending.status, ending.text);
 }
 
 static enum call_state state_sending(struct moge_call *call) {
@@ -378,9 +391,11 @@ static enum call_state state_ending(struct moge_call *call) {
 }
 
 static enum call_state state_over(struct moge_call *call) {
-    if (call->engine_busy &&
-        !atomic_exchange_explicit(&call->req->cancelled, true, memory_order_relaxed))
-        moge_queue_wake(call->cq->rpc->options.service->queue);
+    if (!call->engine_busy || atomic_load_explicit(&call->req->cancelled, memory_order_relaxed))
+        return CALL_OVER;
+    for (struct moge_req *req = call->req; req; req = req->next_sample)
+        atomic_store_explicit(&req->cancelled, true, memory_order_relaxed);
+    moge_queue_wake(call->cq->rpc->options.service->queue);
     return CALL_OVER;
 }
 
@@ -406,15 +421,25 @@ static void call_run(struct moge_call *call) {
 
 /* ---- events ---- */
 
+/* Into the metrics, once, when it has ended. */
+static void sample_count(const struct moge_call *call, struct moge_req *req) {
+    int finish = atomic_load_explicit(&req->finish, memory_order_acquire);
+    if (finish == MOGE_FINISH_NONE || req->counted)
+        return;
+    req->counted = true;
+    moge_metrics_request(call->cq->rpc->options.service->metrics, req);
+    if (finish == MOGE_FINISH_ERROR)
+        moge_log(MOGE_LOG_ERROR, "request %llu failed: %s", (unsigned long long)req->id,
+                 req->err.text);
+}
+
 void moge_call_ready(struct moge_call *call, unsigned ready) {
     if (ready & MOGE_READY_WORKED)
         call->worker_busy = false;
     if (ready & MOGE_READY_FINAL) {
-        call->engine_busy = false;
-        moge_metrics_request(call->cq->rpc->options.service->metrics, call->req);
-        if (atomic_load_explicit(&call->req->finish, memory_order_relaxed) == MOGE_FINISH_ERROR)
-            moge_log(MOGE_LOG_ERROR, "request %llu failed: %s", (unsigned long long)call->req->id,
-                     call->req->err.text);
+        call->engine_busy = call->n_done < call->req->n_samples;
+        for (struct moge_req *req = call->req; req; req = req->next_sample)
+            sample_count(call, req);
     }
     call_run(call);
 }

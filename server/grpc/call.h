@@ -93,6 +93,13 @@ void moge_cq_post(struct moge_cq *cq, struct moge_call *call, unsigned ready);
 /* The one table from our codes to gRPC's. */
 grpc_status_code moge_rpc_status(int code);
 
+/* How a request that the engine has finished ends as an RPC.  The text is the request's. */
+struct moge_ending {
+    grpc_status_code status;
+    const char *text; /* NULL: none */
+};
+struct moge_ending moge_rpc_ending(const struct moge_req *req);
+
 /* A call was taken off the live list: during a drain the last one ends it.  Any thread. */
 void moge_rpc_call_gone(struct moge_rpc *rpc);
 

@@ -357,6 +357,15 @@ static int logprobs_copy(const Moge__V1__GenerateRequest *from, struct moge_req 
     return rc;
 }
 
+static int samples_copy(const struct moge_service *service, const Moge__V1__GenerateRequest *from,
+                        struct moge_req *req, struct moge_err *err) {
+    req->n_samples = from->n == 0 ? 1 : from->n;
+    if (req->n_samples == 1 || (from->n > 0 && from->n <= service->n_samples_max))
+        return 0;
+    return moge_fail(err, MOGE_INVALID, "n is %" PRId32 "; this server allows 1..%" PRId32, from->n,
+                     service->n_samples_max);
+}
+
 static int cache_salt_copy(const Moge__V1__GenerateRequest *from, struct moge_req *req,
                            struct moge_err *err) {
     if (from->cache_salt.len > MOGE_CACHE_SALT_MAX)
@@ -391,6 +400,8 @@ static int request_copy(const struct moge_service *service, const Moge__V1__Gene
         rc = cache_salt_copy(from, req, err);
     if (rc == 0)
         rc = logprobs_copy(from, req, err);
+    if (rc == 0)
+        rc = samples_copy(service, from, req, err);
     if (rc)
         return rc;
     rc = moge_sample_params_check(&req->sample, service->target.n_vocab, err);

@@ -25,6 +25,7 @@ int moge_codec_generate(const struct moge_service *service, const void *data, si
 
 /* What a response will carry, collected from a request's ring. */
 struct moge_chunk {
+    int32_t i_sample;
     int32_t n_tokens;
     uint32_t ids[MOGE_RING_TOKENS];
     struct moge_logprobs logprobs[MOGE_RING_TOKENS]; /* n_top = -1: not asked for */

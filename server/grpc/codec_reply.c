@@ -14,6 +14,7 @@
 bool moge_chunk_fill(struct moge_chunk *chunk, struct moge_req *req) {
     struct moge_token_out token;
     size_t len;
+    chunk->i_sample = req->i_sample;
     chunk->n_tokens = chunk->n_scored = 0;
     chunk->text_len = 0;
     /* The text of one pop is at most MOGE_RING_TEXT_BYTES, so there is always room for it. */
@@ -198,6 +199,7 @@ int moge_codec_chunk(const struct moge_service *service, const struct moge_chunk
     Moge__V1__GenerateResponse response = MOGE__V1__GENERATE_RESPONSE__INIT;
     struct logprob_store *logprobs = NULL;
     struct finish_store finish;
+    response.index = chunk->i_sample;
     response.n_token_ids = (size_t)chunk->n_tokens;
     response.token_ids = (uint32_t *)(uintptr_t)chunk->ids;
     response.text = moge_message_bytes(chunk->text, chunk->text_len);
@@ -271,6 +273,7 @@ int moge_codec_model_info(const struct moge_service *service, const void *data, 
     server.max_running = service->n_running_max;
     server.kv_tokens = service->kv_tokens;
     server.max_message_bytes = service->max_message_bytes;
+    server.max_samples = service->n_samples_max;
     server.drafter = moge_message_string(service->drafter);
     server.speculation = modes[service->spec_mode];
     server.speculation_length = service->spec_mode == MOGE_SPEC_FIXED ? service->spec_len : 0;

@@ -46,6 +46,27 @@ grpc_status_code moge_rpc_status(int code) {
     return code > 0 || code < MOGE_INTERNAL ? GRPC_STATUS_INTERNAL : table[-code];
 }
 
+struct moge_ending moge_rpc_ending(const struct moge_req *req) {
+    switch ((enum moge_finish)atomic_load_explicit(&req->finish, memory_order_acquire)) {
+    case MOGE_FINISH_STOP:
+    case MOGE_FINISH_LENGTH:
+        return (struct moge_ending){GRPC_STATUS_OK, NULL};
+    case MOGE_FINISH_CANCELLED:
+        return (struct moge_ending){moge_rpc_status(MOGE_CANCELLED), "the request was cancelled"};
+    case MOGE_FINISH_DEADLINE:
+        return (struct moge_ending){moge_rpc_status(MOGE_DEADLINE),
+                                    "the request's deadline passed"};
+    case MOGE_FINISH_SHUTDOWN:
+        return (struct moge_ending){
+            moge_rpc_status(MOGE_SHUTDOWN),
+            "the server is shutting down and could not finish this request"};
+    case MOGE_FINISH_REFUSED:
+        return (struct moge_ending){moge_rpc_status(req->err.code), req->err.text};
+    default:
+        return (struct moge_ending){moge_rpc_status(MOGE_INTERNAL), req->err.text};
+    }
+}
+
 /* ---- the ready list ---- */
 
 static void cq_wake(struct moge_cq *cq) {

@@ -52,7 +52,7 @@ static int refusal(const struct moge_queue *queue, const struct moge_req *req,
     if (queue->closed)
         return moge_fail(err, MOGE_SHUTDOWN,
                          "the server is shutting down and takes no new requests");
-    if (queue->n_reqs >= queue->options.n_reqs_max)
+    if (queue->n_reqs > queue->options.n_reqs_max - req->n_samples)
         return moge_fail(err, MOGE_LIMIT, "the queue is full: %d requests are waiting",
                          queue->n_reqs);
     if (queue->n_tokens + req->n_prompt > queue->options.n_tokens_max)
@@ -63,20 +63,32 @@ static int refusal(const struct moge_queue *queue, const struct moge_req *req,
     return 0;
 }
 
+/* Samples of one prompt count it once. */
+static int32_t prompt_tokens(const struct moge_req *req) {
+    return req->i_sample == 0 ? req->n_prompt : 0;
+}
+
+static void append(struct moge_queue *queue, struct moge_req *req) {
+    atomic_fetch_add_explicit(&req->refs, 1,
+                              memory_order_relaxed); /* the engine thread's reference */
+    req->next = NULL;
+    if (queue->last)
+        queue->last->next = req;
+    else
+        queue->first = req;
+    queue->last = req;
+    queue->n_reqs++;
+    queue->n_tokens += prompt_tokens(req);
+}
+
 int moge_queue_submit(struct moge_queue *queue, struct moge_req *req, struct moge_err *err) {
     pthread_mutex_lock(&queue->mutex);
     int rc = refusal(queue, req, err);
     if (rc == 0) {
-        atomic_fetch_add_explicit(&req->refs, 1,
-                                  memory_order_relaxed); /* the engine thread's reference */
-        req->next = NULL;
-        if (queue->last)
-            queue->last->next = req;
-        else
-            queue->first = req;
-        queue->last = req;
-        queue->n_reqs++;
-        queue->n_tokens += req->n_prompt;
+        for (struct moge_req *sample = req; sample; sample = sample->next_sample) {
+            sample->fork_of = sample == req ? NULL : req;
+            append(queue, sample);
+        }
         pthread_cond_signal(&queue->cond);
     }
     pthread_mutex_unlock(&queue->mutex);
@@ -109,7 +121,7 @@ struct moge_req *moge_queue_drain(struct moge_queue *queue) {
 void moge_queue_admitted(struct moge_queue *queue, const struct moge_req *req) {
     pthread_mutex_lock(&queue->mutex);
     queue->n_reqs--;
-    queue->n_tokens -= req->n_prompt;
+    queue->n_tokens -= prompt_tokens(req);
     MOGE_ASSERT(queue->n_reqs >= 0 && queue->n_tokens >= 0);
     pthread_mutex_unlock(&queue->mutex);
 }

@@ -19,8 +19,9 @@ int moge_queue_new(struct moge_queue **out, const struct moge_queue_options *opt
                    struct moge_err *err);
 void moge_queue_free(struct moge_queue *queue);
 
-/* Hands req to the engine thread, which gets a reference of its own.  MOGE_LIMIT with a sentence
- * when full, MOGE_SHUTDOWN when closed; the request is then untouched.  Any thread. */
+/* Hands req and the samples behind it to the engine thread, which gets a reference of its own to
+ * each.  All or none: MOGE_LIMIT with a sentence when full, MOGE_SHUTDOWN when closed; the requests
+ * are then untouched.  Any thread. */
 int moge_queue_submit(struct moge_queue *queue, struct moge_req *req, struct moge_err *err);
 
 /* Wakes the engine thread: a cancel flag was set, or a reader made room in a ring.  Any thread. */

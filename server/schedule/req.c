@@ -78,6 +78,7 @@ static void req_clear(struct moge_req *req) {
     req->spec_mode = MOGE_SPEC_AUTO;
     req->spec_len_max = MOGE_DRAFT_LEN_MAX;
     req->n_prompt_logprobs = -1;
+    req->n_samples = 1;
     req->deadline_us = INT64_MAX;
     req->slot = -1;
     req->stop_id = req->stop_string = -1;
@@ -104,6 +105,50 @@ void moge_req_release(struct moge_reqs *reqs, struct moge_req *req) {
     req->next = reqs->first_free;
     reqs->first_free = req;
     pthread_mutex_unlock(&reqs->mutex);
+}
+
+/* The finaliser of SplitMix64 over the seed and the sample's number. */
+uint64_t moge_sample_seed(uint64_t seed, int32_t i) {
+    uint64_t z = seed + (uint64_t)i * 0x9e3779b97f4a7c15u;
+    if (i == 0)
+        return seed;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+/* What the RPC side has filled in; scores of the prompt are sample 0's alone. */
+static void req_copy(struct moge_req *to, const struct moge_req *from, int32_t i_sample) {
+    int32_t *tokens = to->tokens;
+    memcpy(to, from, offsetof(struct moge_req, fork_of));
+    to->tokens = tokens;
+    memcpy(tokens, from->tokens, (size_t)from->n_prompt * sizeof *tokens);
+    to->sample.bias = to->bias;
+    to->sample.stop_ids = to->stop_ids;
+    to->sample.seed = moge_sample_seed(from->sample.seed, i_sample);
+    to->n_prompt_logprobs = -1;
+    to->i_sample = i_sample;
+    to->next_sample = NULL;
+}
+
+int moge_req_fan_out(struct moge_reqs *reqs, struct moge_req *req, struct moge_err *err) {
+    struct moge_req *last = req;
+    for (int32_t i = 1; i < req->n_samples; i++) {
+        struct moge_req *sample = moge_reqs_take(reqs);
+        if (!sample)
+            return moge_fail(err, MOGE_LIMIT, "the queue is full: too many requests are under way");
+        req_copy(sample, req, i);
+        last = last->next_sample = sample;
+    }
+    return 0;
+}
+
+void moge_req_release_samples(struct moge_reqs *reqs, struct moge_req *req) {
+    struct moge_req *next;
+    for (; req; req = next) {
+        next = req->next_sample;
+        moge_req_release(reqs, req);
+    }
 }
 
 bool moge_req_pop(struct moge_req *req, struct moge_token_out *token, char *text,

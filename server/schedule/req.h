@@ -81,8 +81,13 @@ struct moge_req {
     void (*wake)(struct moge_req *req); /* engine thread calls it when the ring gained something;
                                            must be cheap */
     void *rpc;                          /* opaque to schedule/ */
+    /* Samples of one prompt: requests of their own, submitted together. */
+    int32_t n_samples, i_sample;
+    struct moge_req *next_sample; /* from sample 0 to the last; NULL */
+    bool told, counted;           /* the RPC side's: its end was sent, is in the metrics */
 
     /* ---- engine thread ---- */
+    struct moge_req *fork_of;  /* sample 0, until this one is admitted or that one ends */
     int32_t n_tokens;          /* decided, prompt included */
     int32_t n_computed;        /* positions whose KV is in place */
     int32_t slot;              /* pager slot, -1 when not admitted */
@@ -124,6 +129,16 @@ void moge_reqs_free(struct moge_reqs *reqs);
 /* A cleared request with one reference (the RPC side's), or NULL when all are in use.  Any thread.
  */
 struct moge_req *moge_reqs_take(struct moge_reqs *reqs);
+
+/* Makes req, filled and not yet submitted, the first of its n_samples samples: takes the others
+ * from the pool and fills them alike, each with a seed of its own.  MOGE_LIMIT when the pool has
+ * too few. Those taken are linked in any case: moge_req_release_samples lets go of them.  Any
+ * thread. */
+int moge_req_fan_out(struct moge_reqs *reqs, struct moge_req *req, struct moge_err *err);
+void moge_req_release_samples(struct moge_reqs *reqs, struct moge_req *req);
+
+/* The seed of sample i; that of sample 0 is the request's. */
+uint64_t moge_sample_seed(uint64_t seed, int32_t i);
 
 /* Drops one reference.  Any thread. */
 void moge_req_release(struct moge_reqs *reqs, struct moge_req *req);

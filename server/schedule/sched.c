@@ -96,6 +96,13 @@ static void flush_text(struct moge_req *req) {
     moge_req_push(req, &out, text);
 }
 
+/* Samples that waited for this one's prompt compute it themselves. */
+static void forks_release(struct moge_sched *sched, const struct moge_req *req) {
+    for (struct moge_req *other = sched->waiting.first; other; other = other->next)
+        if (other->fork_of == req)
+            other->fork_of = NULL;
+}
+
 void moge_sched_finish(struct moge_sched *sched, struct moge_req_list *list, struct moge_req *req,
                        enum moge_finish reason, int64_t now_us) {
     moge_req_list_remove(list, req);
@@ -103,7 +110,9 @@ void moge_sched_finish(struct moge_sched *sched, struct moge_req_list *list, str
         moge_sched_slot_give(sched, req);
     if (sched_was_admitted(req))
         flush_text(req);
-    req->usage.n_prompt = req->n_prompt;
+    if (req->n_samples > 1)
+        forks_release(sched, req);
+    req->usage.n_prompt = req->i_sample == 0 ? req->n_prompt : 0;
     req->usage.n_output = sched_was_admitted(req) ? req->n_tokens - req->n_prompt : 0;
     if (sched_was_admitted(req))
         req->usage.queue_us = req->admitted_us - req->submitted_us;

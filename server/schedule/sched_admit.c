@@ -33,6 +33,8 @@ static void take_over(struct moge_sched *sched, struct moge_queue *queue) {
 /* Refused before it ever ran: it waited too long, or (asked once, on arrival) will be too late. */
 static bool must_refuse(struct moge_sched *sched, struct moge_req *req, bool arrived,
                         int64_t now_us) {
+    if (req->fork_of)
+        return false; /* it comes when the prompt is there: that is asked of the first sample */
     int64_t age_us = now_us - req->submitted_us, age_max_us = sched->options.queue_age_max_us;
     if (age_max_us > 0 && age_us > age_max_us) {
         moge_fail(&req->err, MOGE_LIMIT,
@@ -89,6 +91,19 @@ static int32_t pages_to_admit(const struct moge_sched *sched, const struct moge_
     return moge_kv_pages_for(n_tokens) + sched->running.n;
 }
 
+/* Pages of the history that are computed already: those that the first sample of the same prompt
+ * holds, or whatever the prefix cache knows.  Only full pages are shared, which nobody writes any
+ * more; what is behind them is at most a page to compute. */
+static int32_t take_computed(struct moge_sched *sched, const struct moge_req *req, int32_t slot) {
+    struct moge_kv *kv = sched->options.kv;
+    const struct moge_req *first = req->fork_of;
+    if (first && first->slot >= 0)
+        return moge_kv_share(kv, first->slot, slot,
+                             sched_min(first->n_computed, sched_first_yield(req)));
+    return moge_kv_attach(kv, slot, req->cache_salt, req->cache_salt_len, req->tokens,
+                          sched_first_yield(req));
+}
+
 /* A slot with the pages it needs, the beginning of the history already computed in some of them;
  * or false.  Whatever has logits that are wanted is always computed: the last token, and prompt
  * tokens still to be scored. */
@@ -96,8 +111,7 @@ static bool take_pages(struct moge_sched *sched, struct moge_req *req) {
     struct moge_kv *kv = sched->options.kv;
     int slot = moge_kv_slot_take(kv);
     MOGE_ASSERT(slot >= 0);
-    int32_t n_cached = moge_kv_attach(kv, slot, req->cache_salt, req->cache_salt_len, req->tokens,
-                                      sched_first_yield(req));
+    int32_t n_cached = take_computed(sched, req, slot);
     int32_t n_missing = pages_to_admit(sched, req) - moge_kv_slot_pages(kv, slot);
     if (sched->running.n > 0 && n_missing > moge_kv_pages_free(kv)) {
         moge_kv_slot_give(kv, slot);
@@ -117,6 +131,8 @@ static void count_cached(struct moge_sched *sched, struct moge_req *req) {
             sched->n_recomputed += (uint64_t)(req->n_given_up - req->n_computed);
         return;
     }
+    if (req->i_sample > 0) /* the prompt is the first sample's */
+        return;
     req->usage.n_cached = req->n_computed;
     sched->n_prefix_queried += (uint64_t)req->n_prompt;
     sched->n_prefix_hit += (uint64_t)req->n_computed;
@@ -137,11 +153,13 @@ static bool admit_one(struct moge_sched *sched, struct moge_queue *queue, struct
         req->admitted_us = sched_moment(now_us);
     }
     moge_req_list_insert(&sched->running, req, NULL);
+    req->fork_of = NULL;
     return true;
 }
 
 /* In order of rank.  Who finds no room is not overtaken by smaller ones behind, or it might wait
- * for ever; who was preempted and whose reader still takes nothing has no use for a place. */
+ * for ever; who was preempted and whose reader still takes nothing has no use for a place, nor has
+ * a sample whose prompt is not there yet. */
 void moge_sched_admit(struct moge_sched *sched, struct moge_queue *queue, int64_t now_us) {
     uint64_t n_known = sched->n_arrived;
     take_over(sched, queue);
@@ -150,7 +168,8 @@ void moge_sched_admit(struct moge_sched *sched, struct moge_queue *queue, int64_
     struct moge_req *next;
     for (struct moge_req *req = sched->waiting.first; req; req = next) {
         next = req->next;
-        if (!sched_is_stalled(req) && !admit_one(sched, queue, req, now_us))
+        bool ready = !sched_is_stalled(req) && !sched_awaits_fork(req);
+        if (ready && !admit_one(sched, queue, req, now_us))
             return;
     }
 }

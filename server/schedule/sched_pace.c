@@ -59,7 +59,7 @@ static int64_t rows_until_first_token(const struct moge_sched *sched, const stru
         n_rows += sched_min(other->n_tokens - other->n_computed - 1, req->n_tokens);
     for (const struct moge_req *other = sched->waiting.first; other && sched_before(other, req);
          other = other->next)
-        n_rows += sched_min(other->n_tokens, req->n_tokens);
+        n_rows += other->fork_of ? 0 : sched_min(other->n_tokens, req->n_tokens);
     return n_rows;
 }
 

@@ -89,6 +89,11 @@ static inline int32_t sched_first_yield(const struct moge_req *req) {
     return req->n_scored < sched_rows_to_score(req) ? req->n_scored : req->n_tokens - 1;
 }
 
+/* A sample whose prompt another one has still to compute for it. */
+static inline bool sched_awaits_fork(const struct moge_req *req) {
+    return req->fork_of && req->fork_of->n_computed < req->n_prompt - 1;
+}
+
 static inline bool sched_before(const struct moge_req *a, const struct moge_req *b) {
     return a->rank != b->rank ? a->rank < b->rank : a->arrival < b->arrival;
 }

@@ -69,6 +69,17 @@ class Command(unittest.TestCase):
         self.assertIn("prompt_logprobs is 21",
                       self.complete("--json", "--prompt-logprobs", "21", status=1))
 
+    def test_samples(self):
+        one = json.loads(self.complete("--json"))
+        several = json.loads(self.complete("--json", "-n", "3"))["samples"]
+        self.assertEqual(len(several), 3)
+        self.assertEqual(several[0]["text"], one["text"])
+        self.assertEqual(len({s["seed"] for s in several}), 3)
+        for sample in several:
+            again = json.loads(self.complete("--json", "--seed", sample["seed"]))
+            self.assertEqual(again["token_ids"], sample["token_ids"])
+        self.assertIn("n is 60", self.complete("--json", "--samples", "60", status=1))
+
     def test_drafter(self):
         text = self.complete()
         self.assertEqual(text, self.complete("--drafter", "model"))
@@ -92,7 +103,8 @@ class Command(unittest.TestCase):
     def test_wrong_options(self):
         for arguments in (["--nonsense"], ["--max-tokens"], ["--max-tokens", "many"],
                           ["--seed", "-1"], ["--speculation", "17"], ["--drafter", "oracle"],
-                          ["--prompt-logprobs", "2"], ["--max-guesses", "2"], ["--speculation", "auto", "--max-guesses", "17"],
+                          ["--prompt-logprobs", "2"], ["-n", "2"], ["--json", "-n", "0"],
+                          ["--max-guesses", "2"], ["--speculation", "auto", "--max-guesses", "17"],
                            ["--temperature", "hot"],
                           ["stray"], ["--timeout", "0"], ["--stop", "a"] * 17):
             self.complete(*arguments, status=2)

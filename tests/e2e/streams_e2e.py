@@ -2,6 +2,7 @@
 """Real streams from Python's grpcio: many at once, cancelled, late, the same bytes every time."""
 import random
 import threading
+import time
 import unittest
 from concurrent.futures import ThreadPoolExecutor
 
@@ -157,6 +158,60 @@ class Streams(unittest.TestCase):
         self.assertGreater(len(together[7][0]), 150)  # several rings full
         for job, got in zip(jobs, together):
             self.assertEqual(scores(*job), got)
+
+    def samples(self, request):
+        """[(text, ids, finish)] of each sample."""
+        n = max(request.n, 1)
+        texts, ids, finishes = [""] * n, [[] for _ in range(n)], [None] * n
+        for response in self.stub.Generate(request, timeout=120):
+            self.assertIsNone(finishes[response.index], "a message after a sample's last one")
+            texts[response.index] += response.text
+            ids[response.index] += response.token_ids
+            if response.HasField("finish"):
+                finishes[response.index] = response.finish
+        self.assertNotIn(None, finishes)
+        return list(zip(texts, ids, finishes))
+
+    def test_samples_are_requests_of_their_own(self):
+        def check(seed):
+            request = request_of(seed)
+            request.sampling.temperature = 1
+            request.n = 1 + seed % 4
+            got = self.samples(request)
+            self.assertEqual(got[0][2].seed, request.sampling.seed)
+            self.assertEqual(len({finish.seed for _, _, finish in got}), request.n)
+            for i, (text, ids, finish) in enumerate(got):
+                alone = request_of(seed)
+                alone.sampling.temperature = 1
+                alone.sampling.seed = finish.seed
+                alone_text, alone_ids, alone_finish = collect(self.stub, alone)
+                self.assertEqual((text, ids), (alone_text, alone_ids), f"sample {i}")
+                self.assertEqual(finish.reason, alone_finish.reason)
+                self.assertEqual(finish.usage.output_tokens, alone_finish.usage.output_tokens)
+                self.assertEqual(finish.usage.prompt_tokens,
+                                 0 if i else alone_finish.usage.prompt_tokens)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(check, range(24)))
+        for n in (-1, 9):
+            request = request_of(1)
+            request.n = n
+            with self.assertRaises(grpc.RpcError) as caught:
+                self.samples(request)
+            self.assertEqual(caught.exception.code(), grpc.StatusCode.INVALID_ARGUMENT)
+            self.assertIn(f"n is {n}; this server allows 1..8", caught.exception.details())
+
+    def test_cancel_ends_all_samples(self):
+        request = request_of(6, max_tokens=400, stop=False)
+        request.n = 4
+        call = self.stub.Generate(request, timeout=60)
+        next(call)
+        call.cancel()
+        for _ in range(200):
+            stats = self.stub.GetStats(pb.GetStatsRequest())
+            if stats.running == 0 and stats.waiting == 0:
+                break
+            time.sleep(0.02)
+        self.assertEqual((stats.running, stats.waiting), (0, 0))
 
     def test_deadline(self):
         """64 long streams at once cannot all be done in a moment: the late ones say so."""

@@ -32,6 +32,7 @@ static void test_defaults(void **state) {
     assert_int_equal(req->max_tokens, FIXTURE_CONTEXT - 3);
     assert_int_equal(req->sample.n_logprobs, -1);
     assert_int_equal(req->n_prompt_logprobs, -1);
+    assert_int_equal(req->n_samples, 1);
     assert_int_equal(req->spec_mode, MOGE_SPEC_AUTO);
     assert_int_equal(req->spec_len_max, 8);
     assert_float_equal(req->sample.temperature, 1, 0);
@@ -194,6 +195,9 @@ static void test_bad_parameters(void **state) {
         SET(s.request, prompt_logprobs,
             MOGE__V1__GENERATE_REQUEST___PROMPT_LOGPROBS_PROMPT_LOGPROBS, counts[i]);
         refused(&s, "prompt_logprobs is");
+        sample_init(&s);
+        s.request.n = counts[i];
+        refused(&s, "this server allows 1..");
     }
     static uint8_t salt[MOGE_CACHE_SALT_MAX + 1];
     sample_init(&s);

@@ -66,6 +66,7 @@ static int32_t pick_hooked(struct moge_sampler *sampler, const struct moge_sampl
 #define OUT_MAX       160
 #define N_RUNNING_MAX 16
 #define N_SPECS       28
+#define SAMPLES       4 /* specs of one group */
 #define TEXT_MAX      8192
 
 /* ---- requests and what they must yield ---- */
@@ -116,6 +117,7 @@ struct config {
     bool prefix_cache, warm; /* warm: everything has been asked once before */
     bool cancels;            /* a third of the requests is cancelled somewhere */
     int32_t n_specs;         /* the first so many only; 0: all */
+    bool grouped;            /* spec 0 of each SAMPLES asks for all of them at once */
     int32_t preempt_at;      /* somebody loses its pages before that step; 0: never */
     uint64_t seed;
 };
@@ -293,7 +295,22 @@ static void world_fini(struct world *world) {
     moge_threads_free(world->threads);
 }
 
-static void submit(struct world *world, int32_t i) {
+/* Specs i .. i + SAMPLES - 1 as samples of one request. */
+static void samples_begin(struct world *world, struct moge_req *req, int32_t i) {
+    struct moge_err err = {0};
+    req->n_samples = SAMPLES;
+    TEST_OK(moge_req_fan_out(world->reqs, req, &err), err);
+    for (; req; req = req->next_sample, i++) {
+        assert_true(req->sample.seed == world->specs[i].sample.seed);
+        req->id = (uint64_t)i;
+        world->running[i] = req;
+    }
+}
+
+/* Returns how many requests that is. */
+static int32_t submit(struct world *world, int32_t i) {
+    if (world->config.grouped && i % SAMPLES != 0)
+        return 0;
     const struct spec *spec = &world->specs[i];
     struct moge_req *req = moge_reqs_take(world->reqs);
     assert_non_null(req);
@@ -316,8 +333,11 @@ static void submit(struct world *world, int32_t i) {
     req->n_prompt = spec->n_prompt;
     memcpy(req->tokens, spec->prompt, (size_t)spec->n_prompt * sizeof *req->tokens);
     world->running[i] = req;
+    if (world->config.grouped)
+        samples_begin(world, req, i);
     struct moge_err err = {0};
     TEST_OK(moge_queue_submit(world->queue, req, &err), err);
+    return req->n_samples;
 }
 
 /* Takes everything out of a request's ring. */
@@ -404,8 +424,7 @@ static void run_round(struct world *world) {
     while (n_submitted < n_specs || n_running > 0) {
         while (n_submitted < n_specs && n_running < config->n_concurrent &&
                (n_running == 0 || test_below(&world->rng, 3) > 0)) {
-            submit(world, order[n_submitted++]);
-            n_running++;
+            n_running += submit(world, order[n_submitted++]);
         }
         if (config->preempt_at > 0 && n_steps + 1 == config->preempt_at)
             preempt_one(world, n_steps);

@@ -404,6 +404,48 @@ static void prefix_hit_against_cold(void **state) {
     models_close(&models);
 }
 
+/* ---- samples of one prompt ---- */
+
+/* Each of n samples is what a request of its own yields with its seed; alone that is the truth. */
+static void samples_are_requests_of_their_own(void **state) {
+    (void)state;
+    struct models models;
+    models_open(&models, "tiny q8_0", TINY("target"), TINY("draft"), MOGE_WEIGHTS_Q8_0);
+    specs_make(&models, 21);
+    for (int32_t i = 0; i < N_SPECS; i++) {
+        const struct spec *first = &specs[i - i % SAMPLES];
+        if (i % SAMPLES == 0)
+            continue;
+        specs[i] = *first;
+        specs[i].sample.seed = moge_sample_seed(first->sample.seed, i % SAMPLES);
+        specs[i].n_prompt_logprobs = -1;
+    }
+    struct config config = alone();
+    run_all(&models, specs, &config, NULL, truth);
+    int32_t n_runs = 0;
+    for (int32_t n = 0; n < N_DRAFTERS * 6; n++) {
+        config = config_make(n, 33);
+        config.grouped = true;
+        if (differences(&models, &config, true) > 0)
+            fail_msg("a sample differs from a request of its own");
+        n_runs++;
+    }
+    /* Somebody loses its pages before another step each time. */
+    config = alone();
+    config.grouped = true;
+    config.n_concurrent = 5;
+    config.n_pages = 8 * moge_kv_pages_for(N_CONTEXT);
+    config.prefill_chunk = 16;
+    config.n_specs = 2 * SAMPLES;
+    config.seed = 3;
+    do {
+        config.preempt_at += SHARE;
+        if (differences(&models, &config, true) > 0)
+            fail_msg("a sample differs after a preemption before step %d", config.preempt_at);
+    } while (config.preempt_at < n_steps_run);
+    models_close(&models);
+}
+
 /* ---- the suite can fail ---- */
 
 static void a_wrong_bit_or_pick_is_noticed(void **state) {
@@ -435,6 +477,7 @@ int main(void) {
                                        cmocka_unit_test(embedded_pair),
                                        cmocka_unit_test(preemption_at_every_step),
                                        cmocka_unit_test(prefix_hit_against_cold),
+                                       cmocka_unit_test(samples_are_requests_of_their_own),
                                        cmocka_unit_test(a_wrong_bit_or_pick_is_noticed)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -117,6 +117,74 @@ static void queue_refuses_with_a_sentence(void **state) {
     moge_reqs_free(reqs);
 }
 
+static void samples_are_filled_alike_but_for_their_seeds(void **state) {
+    (void)state;
+    struct moge_reqs *reqs = reqs_make(4);
+    struct moge_req *req = moge_reqs_take(reqs);
+    struct moge_err err = {0};
+    req->n_samples = 3;
+    req->n_prompt = 2;
+    req->tokens[0] = 8;
+    req->tokens[1] = 9;
+    req->bias[0].id = 7;
+    req->sample.seed = 5;
+    req->n_prompt_logprobs = 4;
+    TEST_OK(moge_req_fan_out(reqs, req, &err), err);
+    assert_true(req->sample.seed == 5 && req->n_prompt_logprobs == 4);
+    struct moge_req *second = req->next_sample, *third = second->next_sample;
+    assert_null(third->next_sample);
+    assert_int_equal(third->i_sample, 2);
+    assert_true(second->tokens != req->tokens && second->sample.bias == second->bias);
+    assert_true(second->sample.stop_ids == second->stop_ids && second->bias[0].id == 7);
+    assert_memory_equal(third->tokens, req->tokens, 2 * sizeof *req->tokens);
+    assert_int_equal(second->n_prompt_logprobs, -1);
+    assert_true(second->sample.seed == moge_sample_seed(5, 1));
+    assert_true(second->sample.seed != third->sample.seed && second->sample.seed != 5);
+    /* What clients may have noted must not change. */
+    assert_true(moge_sample_seed(0, 1) == 0xe220a8397b1dcdafu);
+    moge_req_release_samples(reqs, req);
+    /* The pool's end leaves nothing behind. */
+    req = moge_reqs_take(reqs);
+    req->n_samples = 5;
+    assert_int_equal(moge_req_fan_out(reqs, req, &err), MOGE_LIMIT);
+    moge_req_release_samples(reqs, req);
+    for (int i = 0; i < 4; i++)
+        assert_non_null(moge_reqs_take(reqs));
+    moge_reqs_free(reqs);
+}
+
+static void samples_are_queued_together_or_not_at_all(void **state) {
+    (void)state;
+    struct moge_reqs *reqs = reqs_make(6);
+    struct moge_queue *queue = NULL;
+    struct moge_err err = {0};
+    TEST_OK(moge_queue_new(&queue, &(struct moge_queue_options){4, 100}, &err), err);
+    struct moge_req *a = moge_reqs_take(reqs), *b = moge_reqs_take(reqs);
+    a->n_prompt = 60;
+    a->n_samples = 3;
+    TEST_OK(moge_req_fan_out(reqs, a, &err), err);
+    b->n_prompt = 1;
+    b->n_samples = 2;
+    TEST_OK(moge_req_fan_out(reqs, b, &err), err);
+    TEST_OK(moge_queue_submit(queue, a, &err), err); /* its prompt counts once */
+    assert_int_equal(moge_queue_submit(queue, b, &err), MOGE_LIMIT);
+    assert_int_equal(moge_queue_len(queue), 3);
+    assert_int_equal(atomic_load(&b->refs), 1);
+    assert_int_equal(atomic_load(&b->next_sample->refs), 1);
+    struct moge_req *first = moge_queue_drain(queue);
+    assert_ptr_equal(first, a);
+    assert_null(a->fork_of);
+    assert_ptr_equal(a->next->fork_of, a);
+    assert_ptr_equal(a->next->next, a->next_sample->next_sample);
+    for (struct moge_req *req = a; req; req = req->next_sample)
+        moge_queue_admitted(queue, req);
+    b->n_prompt = 100; /* all the room is back */
+    TEST_OK(moge_queue_submit(queue, b, &err), err);
+    moge_queue_drain(queue);
+    moge_queue_free(queue);
+    moge_reqs_free(reqs);
+}
+
 static void *wake_later(void *queue) {
     moge_queue_wake(queue);
     return NULL;
@@ -137,9 +205,12 @@ static void wait_ends_by_wake_and_by_time(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(pool_is_bounded_and_refs_count),
-                                       cmocka_unit_test(ring_keeps_order_and_text_between_threads),
-                                       cmocka_unit_test(queue_refuses_with_a_sentence),
-                                       cmocka_unit_test(wait_ends_by_wake_and_by_time)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(pool_is_bounded_and_refs_count),
+        cmocka_unit_test(ring_keeps_order_and_text_between_threads),
+        cmocka_unit_test(queue_refuses_with_a_sentence),
+        cmocka_unit_test(samples_are_filled_alike_but_for_their_seeds),
+        cmocka_unit_test(samples_are_queued_together_or_not_at_all),
+        cmocka_unit_test(wait_ends_by_wake_and_by_time)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -76,7 +76,7 @@ struct world {
 /* What the lives have met, so that a world too kind to prove anything is noticed. */
 static int64_t n_finished[MOGE_FINISH_ERROR + 1], n_preempted, n_accepted, n_by_string;
 static int64_t n_refused_age, n_refused_deadline, n_tokens, n_recomputed, n_computed, n_cached;
-static int64_t n_scores;
+static int64_t n_scores, n_forked;
 static double worst_preempted; /* preemptions a token, of any life */
 
 static bool stops_here(const struct moge_req *req, const char *text, size_t *cut) {
@@ -115,11 +115,20 @@ static void expect(struct client *c) {
     }
 }
 
+/* The clients behind c that have nothing yet become readers of further samples. */
+static int32_t samples_draw(struct world *w, const struct client *c) {
+    int32_t n = test_below(&w->rng, 4) ? 1 : 1 + test_below(&w->rng, 4), n_idle = 1;
+    while (n_idle < n && c + n_idle < w->clients + N_REQS && !c[n_idle].submitted)
+        n_idle++;
+    return n_idle;
+}
+
 static void client_submit(struct world *w, struct client *c) {
     struct moge_req *req = moge_reqs_take(w->reqs);
     if (!req)
         return;
     c->req = req;
+    req->n_samples = samples_draw(w, c);
     bool is_short = w->grows || test_below(&w->rng, 2);
     req->n_prompt = 1 + test_below(&w->rng, is_short ? 10 : CONTEXT - 2);
     /* Some begin alike, and some of these keep to themselves. */
@@ -146,18 +155,24 @@ static void client_submit(struct world *w, struct client *c) {
     }
     if (test_below(&w->rng, 8) == 0)
         req->deadline_us = fake_now_us + 1000 * test_below(&w->rng, 40);
-    c->cancel_step = test_below(&w->rng, 6) == 0 ? test_below(&w->rng, 30) : -1;
-    c->patience = test_below(&w->rng, 5) == 0 ? 1 : 8;
-    expect(c);
     struct moge_err err;
-    int rc = moge_queue_submit(w->queue, req, &err);
-    if (rc == 0) {
-        c->submitted = true;
+    int rc = moge_req_fan_out(w->reqs, req, &err);
+    if (rc == 0)
+        rc = moge_queue_submit(w->queue, req, &err);
+    if (rc != 0) { /* the queue is full: try again later with another one */
+        assert_int_equal(rc, MOGE_LIMIT);
+        moge_req_release_samples(w->reqs, req);
+        memset(c, 0, sizeof *c);
         return;
     }
-    assert_int_equal(rc, MOGE_LIMIT);
-    moge_req_release(w->reqs, req); /* the queue is full: try again later with another one */
-    memset(c, 0, sizeof *c);
+    n_forked += req->n_samples - 1;
+    for (; req; req = req->next_sample, c++) {
+        c->req = req;
+        c->submitted = true;
+        c->cancel_step = test_below(&w->rng, 6) == 0 ? test_below(&w->rng, 30) : -1;
+        c->patience = test_below(&w->rng, 5) == 0 ? 1 : 8;
+        expect(c);
+    }
 }
 
 /* Scores come in order, each once, all before the first token. */
@@ -326,7 +341,8 @@ static void lines_look(struct world *w) {
     for (int i = 0; i < N_REQS; i++) {
         struct client *c = &w->clients[i];
         bool alive = c->submitted && !c->done;
-        c->was_waiting = alive && c->req->slot < 0 && !sched_is_stalled(c->req);
+        c->was_waiting =
+            alive && c->req->slot < 0 && !sched_is_stalled(c->req) && !sched_awaits_fork(c->req);
         c->admitted_us = alive ? c->req->admitted_us : 0;
     }
 }
@@ -438,6 +454,7 @@ static void seeded_lives(void **state) {
         return;
     assert_true(n_finished[MOGE_FINISH_STOP] && n_by_string && n_finished[MOGE_FINISH_LENGTH]);
     assert_true(n_finished[MOGE_FINISH_CANCELLED] && n_finished[MOGE_FINISH_DEADLINE]);
+    assert_true(n_forked > 1000 || n_seeds < 2000);
     assert_true(n_scores && n_cached && n_preempted && n_accepted && n_refused_age &&
                 n_refused_deadline);
 }
@@ -458,7 +475,8 @@ static void failed_forward_is_told_and_survived(void **state) {
     struct client *c = &w.clients[0];
     while (!c->submitted)
         client_submit(&w, c);
-    c->req->deadline_us = INT64_MAX;
+    for (struct moge_req *req = c->req; req; req = req->next_sample)
+        req->deadline_us = INT64_MAX;
     w.engine.broken = true;
     assert_int_equal(moge_step_run(&w.step), MOGE_INTERNAL);
     assert_int_equal(atomic_load(&c->req->finish), MOGE_FINISH_ERROR);
@@ -473,7 +491,8 @@ static void abort_ends_waiting_and_running(void **state) {
     world_open(&w, 11);
     int n = 0;
     for (int i = 0; i < N_REQS; i++) {
-        client_submit(&w, &w.clients[i]);
+        if (!w.clients[i].submitted)
+            client_submit(&w, &w.clients[i]);
         n += w.clients[i].submitted;
     }
     assert_true(n > 1);
