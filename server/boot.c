@@ -460,6 +460,7 @@ int moge_boot_start(struct moge_boot *boot, struct moge_err *err) {
     boot->engine_started = rc == 0;
     if (rc)
         return moge_fail(err, MOGE_NOMEM, "the engine thread cannot be started: %s", strerror(rc));
+    pthread_setname_np(boot->engine_thread, "moge-engine"); /* for top -H and perf */
     return 0;
 }
 

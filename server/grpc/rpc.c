@@ -227,6 +227,8 @@ int moge_rpc_new(struct moge_rpc **out, const struct moge_rpc_options *options,
         cqs[i].started = pthread_create(&cqs[i].thread, NULL, cq_main, &cqs[i]) == 0;
         if (!cqs[i].started)
             rc = moge_fail(err, MOGE_NOMEM, "a gRPC thread cannot be started");
+        else
+            pthread_setname_np(cqs[i].thread, "moge-grpc");
     }
     MOGE_ASSERT(rc == 0); /* a process that cannot start a handful of threads cannot go on */
     *out = rpc;
