@@ -1,13 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Paged grouped-query attention.
  *
- *      query heads   0 1 2 3 | 4 5 6 7        all heads of a KV head go through its page together
- *      KV heads         0    |    1
+ *      query heads   0 1 2 3 | 4 5 6 7        all heads of a KV head go through its page together,
+ *      KV heads         0    |    1           and so do neighbouring rows of a sequence
  *      pages of the row's sequence, in order: [16 positions][16 positions][1..16 positions]
+ *      segments of 16 pages:                  [         256 positions        ][1..256 positions]
  *
- * A unit of work is (KV head, row).  For one row: scores of all positions 0..pos, softmax, then the
- * values in the same order.  The order depends on the position alone, so chunking and neighbours
- * change nothing.
+ * For one head of one row, segment by segment: scores, their part of the softmax (largest and sum
+ * so far; what earlier segments gave is scaled when the largest grows), then the values in the
+ * order of positions.  The order depends on the position alone, so chunking and neighbours change
+ * nothing.
+ *
+ * A unit of work is (KV head, row); a thread takes up to MOGE_ATTN_ROWS of them at once, so that a
+ * page is read once for them.
  *
  * K and V of all rows must be stored before any row attends, because rows of one chunk see each
  * other.  When the KV heads divide evenly among the threads, a thread computes, stores and attends
@@ -16,124 +21,7 @@
 #include <string.h>
 
 #include "engine/engine_state.h"
-
-/* ---- formats ---- */
-
-/* Keys lie across a page, [head_dim, 16]: sixteen positions are then one vector, and a score needs
- * no sum over lanes. */
-static void f16_store_key(const struct moge_kernels *kernels, const float *x, void *page, int32_t t,
-                          int32_t n) {
-    uint16_t *cells = page, narrow[MOGE_PAGE_TOKENS];
-    for (int32_t i = 0; i < n; i += MOGE_PAGE_TOKENS) {
-        int32_t n_part = n - i < MOGE_PAGE_TOKENS ? n - i : MOGE_PAGE_TOKENS;
-        kernels->f32_to_f16(x + i, narrow, n_part);
-        for (int32_t j = 0; j < n_part; j++)
-            cells[(i + j) * MOGE_PAGE_TOKENS + t] = narrow[j];
-    }
-}
-
-static void f16_store_value(const struct moge_kernels *kernels, const float *x, void *page,
-                            int32_t t, int32_t n) {
-    kernels->f32_to_f16(x, (uint16_t *)page + (size_t)t * (size_t)n, n);
-}
-
-static void f16_scores(const struct moge_kernels *kernels, const float *q, int32_t n_q,
-                       const void *k, int32_t n_tok, int32_t head_dim, float scale, float *scores,
-                       size_t stride) {
-    kernels->attn_scores(q, n_q, k, n_tok, head_dim, scale, scores, stride);
-}
-
-static void f16_values(const struct moge_kernels *kernels, const float *p, size_t stride,
-                       int32_t n_q, const void *v, int32_t n_tok, int32_t head_dim, float *out) {
-    kernels->attn_values(p, stride, n_q, v, n_tok, head_dim, out);
-}
-
-static void f32_store(const struct moge_kernels *kernels, const float *x, void *page, int32_t t,
-                      int32_t n) {
-    (void)kernels;
-    memcpy((float *)page + (size_t)t * (size_t)n, x, (size_t)n * sizeof *x);
-}
-
-static void f32_scores(const struct moge_kernels *kernels, const float *q, int32_t n_q,
-                       const void *k, int32_t n_tok, int32_t head_dim, float scale, float *scores,
-                       size_t stride) {
-    const float *keys = k;
-    for (int32_t h = 0; h < n_q; h++)
-        for (int32_t t = 0; t < n_tok; t++)
-            scores[(size_t)h * stride + (size_t)t] =
-                scale *
-                kernels->dot(q + (ptrdiff_t)h * head_dim, keys + (ptrdiff_t)t * head_dim, head_dim);
-}
-
-static void f32_values(const struct moge_kernels *kernels, const float *p, size_t stride,
-                       int32_t n_q, const void *v, int32_t n_tok, int32_t head_dim, float *out) {
-    const float *values = v;
-    for (int32_t h = 0; h < n_q; h++)
-        for (int32_t t = 0; t < n_tok; t++)
-            kernels->axpy(out + (ptrdiff_t)h * head_dim, p[(size_t)h * stride + (size_t)t],
-                          values + (ptrdiff_t)t * head_dim, head_dim);
-}
-
-static size_t f16_bytes(int32_t head_dim) {
-    return (size_t)head_dim * MOGE_PAGE_TOKENS * sizeof(uint16_t);
-}
-
-static size_t f32_bytes(int32_t head_dim) {
-    return (size_t)head_dim * MOGE_PAGE_TOKENS * sizeof(float);
-}
-
-static size_t q8_0_bytes(int32_t head_dim) {
-    return ((size_t)head_dim + MOGE_QBLOCK - 1) / MOGE_QBLOCK * sizeof(struct moge_kv_q8_0);
-}
-
-/* Quantises columns i.. of one position, padded with zeros to a block. */
-static int32_t q8_0_block(const struct moge_kernels *kernels, const float *x, int32_t i, int32_t n,
-                          int8_t *q, uint16_t *d) {
-    float block[MOGE_QBLOCK] = {0}, scale;
-    int32_t sum, n_part = n - i < MOGE_QBLOCK ? n - i : MOGE_QBLOCK;
-    memcpy(block, x + i, (size_t)n_part * sizeof *block);
-    kernels->quantize(block, MOGE_QBLOCK, q, &scale, &sum);
-    kernels->f32_to_f16(&scale, d, 1);
-    return n_part;
-}
-
-static void q8_0_store_key(const struct moge_kernels *kernels, const float *x, void *page,
-                           int32_t t, int32_t n) {
-    struct moge_kv_q8_0 *blocks = page;
-    int8_t q[MOGE_QBLOCK];
-    for (int32_t i = 0; i < n; i += MOGE_QBLOCK, blocks++) {
-        int32_t n_part = q8_0_block(kernels, x, i, n, q, &blocks->d[t]);
-        for (int32_t j = 0; j < n_part; j++)
-            blocks->q[j * MOGE_PAGE_TOKENS + t] = q[j];
-    }
-}
-
-static void q8_0_store_value(const struct moge_kernels *kernels, const float *x, void *page,
-                             int32_t t, int32_t n) {
-    struct moge_kv_q8_0 *blocks = page;
-    for (int32_t i = 0; i < n; i += MOGE_QBLOCK, blocks++)
-        q8_0_block(kernels, x, i, n, blocks->q + t * MOGE_QBLOCK, &blocks->d[t]);
-}
-
-static void q8_0_scores(const struct moge_kernels *kernels, const float *q, int32_t n_q,
-                        const void *k, int32_t n_tok, int32_t head_dim, float scale, float *scores,
-                        size_t stride) {
-    kernels->attn_scores_q8_0(q, n_q, k, n_tok, head_dim, scale, scores, stride);
-}
-
-static void q8_0_values(const struct moge_kernels *kernels, const float *p, size_t stride,
-                        int32_t n_q, const void *v, int32_t n_tok, int32_t head_dim, float *out) {
-    kernels->attn_values_q8_0(p, stride, n_q, v, n_tok, head_dim, out);
-}
-
-const struct moge_kv_format *moge_kv_format(enum moge_kv_type type) {
-    static const struct moge_kv_format formats[] = {
-        [MOGE_KV_F16] = {f16_bytes, f16_store_key, f16_store_value, f16_scores, f16_values},
-        [MOGE_KV_F32] = {f32_bytes, f32_store, f32_store, f32_scores, f32_values},
-        [MOGE_KV_Q8_0] = {q8_0_bytes, q8_0_store_key, q8_0_store_value, q8_0_scores, q8_0_values},
-    };
-    return (size_t)type < sizeof formats / sizeof formats[0] ? &formats[type] : NULL;
-}
+#include "moge/kv.h"
 
 /* K (which 0) or V (1) of one KV head in the page that holds position pos. */
 static void *kv_page(const struct moge_engine *engine, int32_t layer, int which, int32_t kv_head,
@@ -174,35 +62,148 @@ static bool heads_are_blocks(const struct moge_model *model) {
     return model->info.n_heads / model->info.n_kv_heads * model->info.head_dim % MOGE_QBLOCK == 0;
 }
 
-static void attend_row(struct moge_engine *engine, int32_t layer, int32_t kv_head, int32_t row,
-                       float *scores) {
-    const struct moge_model_info *info = &engine->model->info;
+/* Consecutive rows of one sequence, and what the heads of one KV head have come to. */
+struct tile {
+    struct moge_engine *engine;
+    int32_t layer, kv_head, row, n_rows, group;
+    const struct moge_attn_scratch *scratch;
+};
+
+/* Positions of a segment beginning at `begin` that are among the first n. */
+static int32_t in_segment(int32_t n, int32_t begin) {
+    n -= begin;
+    return n < 0 ? 0 : n < MOGE_ATTN_SEGMENT ? n : MOGE_ATTN_SEGMENT;
+}
+
+static void tile_begin(const struct tile *tile) {
+    const struct moge_model_info *info = &tile->engine->model->info;
+    size_t head_dim = (size_t)info->head_dim, row_dim = (size_t)info->n_heads * head_dim;
+    size_t at = (size_t)tile->row * row_dim + (size_t)(tile->kv_head * tile->group) * head_dim;
+    for (int32_t h = 0; h < tile->n_rows * tile->group; h++) {
+        size_t head =
+            at + (size_t)(h / tile->group) * row_dim + (size_t)(h % tile->group) * head_dim;
+        tile->scratch->q[h] = tile->engine->q + head;
+        tile->scratch->out[h] = tile->engine->attn.f32 + head;
+        tile->scratch->max[h] = -INFINITY;
+        tile->scratch->sum[h] = 0.0f;
+        memset(tile->scratch->out[h], 0, head_dim * sizeof(float));
+    }
+}
+
+/* The pages of a segment's n positions from `begin` on, as many as are returned of keys and behind
+ * them those of values; behind those what is read next. */
+static int32_t pages_find(const struct tile *tile, int32_t begin, int32_t n, const void **pages) {
+    const struct moge_row *last = &tile->engine->rows[tile->row + tile->n_rows - 1];
+    int32_t n_pages = moge_kv_pages_for(n), next = begin + MOGE_ATTN_SEGMENT;
+    for (int32_t i = 0; i < n_pages; i++) {
+        int32_t pos = begin + i * MOGE_PAGE_TOKENS;
+        pages[i] = kv_page(tile->engine, tile->layer, 0, tile->kv_head, last, pos);
+        pages[n_pages + i] = kv_page(tile->engine, tile->layer, 1, tile->kv_head, last, pos);
+    }
+    for (int32_t i = 0; i < MOGE_ATTN_AHEAD; i++, next += MOGE_PAGE_TOKENS)
+        pages[2 * n_pages + i] =
+            next > last->pos ? pages[0]
+                             : kv_page(tile->engine, tile->layer, 0, tile->kv_head, last, next);
+    return n_pages;
+}
+
+/* Scores of heads first.. of a tile for positions at.. of a segment. */
+static void tile_scores(const struct tile *tile, int32_t first, int32_t n_q, const void **keys,
+                        int32_t at, int32_t n) {
+    const struct moge_engine *engine = tile->engine;
+    int32_t head_dim = engine->model->info.head_dim;
+    float scale = 1.0f / sqrtf((float)head_dim);
+    engine->kv_format->scores(
+        engine->kernels, tile->scratch->q + first, n_q, keys + at / MOGE_PAGE_TOKENS, n, head_dim,
+        scale, tile->scratch->scores + first * MOGE_ATTN_SEGMENT + at, MOGE_ATTN_SEGMENT);
+}
+
+static void tile_values(const struct tile *tile, int32_t first, int32_t n_q, const void **values,
+                        int32_t at, int32_t n) {
+    const struct moge_engine *engine = tile->engine;
+    engine->kv_format->values(engine->kernels,
+                              tile->scratch->scores + first * MOGE_ATTN_SEGMENT + at,
+                              MOGE_ATTN_SEGMENT, n_q, values + at / MOGE_PAGE_TOKENS, n,
+                              engine->model->info.head_dim, tile->scratch->out + first);
+}
+
+/* Scores become weights, and what earlier segments gave is scaled to them. */
+static void tile_softmax(const struct tile *tile, int32_t h, int32_t n) {
+    const struct moge_attn_scratch *scratch = tile->scratch;
+    const struct moge_kernels *kernels = tile->engine->kernels;
+    float factor = kernels->softmax_part(scratch->scores + h * MOGE_ATTN_SEGMENT, n,
+                                         &scratch->max[h], &scratch->sum[h]);
+    if (factor != 1.0f)
+        kernels->scale(scratch->out[h], factor, tile->engine->model->info.head_dim);
+}
+
+/* The pages that all rows see go to all at once, what is behind them to each row for itself. */
+static void tile_segment(const struct tile *tile, int32_t begin) {
+    const struct moge_row *rows = &tile->engine->rows[tile->row];
+    const void *pages[2 * MOGE_ATTN_PAGES + MOGE_ATTN_AHEAD], **keys = pages, **values;
+    int32_t group = tile->group, n_all = rows[0].pos + 1;
+    if (tile->n_rows > 1)
+        n_all = n_all / MOGE_PAGE_TOKENS * MOGE_PAGE_TOKENS;
+    n_all = in_segment(n_all, begin);
+    values =
+        keys + pages_find(tile, begin, in_segment(rows[tile->n_rows - 1].pos + 1, begin), pages);
+    if (n_all > 0)
+        tile_scores(tile, 0, tile->n_rows * group, keys, 0, n_all);
+    for (int32_t i = 0; i < tile->n_rows; i++) {
+        int32_t n = in_segment(rows[i].pos + 1, begin);
+        if (n > n_all)
+            tile_scores(tile, i * group, group, keys, n_all, n - n_all);
+        for (int32_t h = i * group; n > 0 && h < (i + 1) * group; h++)
+            tile_softmax(tile, h, n);
+    }
+    if (n_all > 0)
+        tile_values(tile, 0, tile->n_rows * group, values, 0, n_all);
+    for (int32_t i = 0; i < tile->n_rows; i++) {
+        int32_t n = in_segment(rows[i].pos + 1, begin);
+        if (n > n_all)
+            tile_values(tile, i * group, group, values, n_all, n - n_all);
+    }
+}
+
+static void tile_end(const struct tile *tile) {
+    struct moge_engine *engine = tile->engine;
     const struct moge_kernels *kernels = engine->kernels;
-    const struct moge_kv_format *format = engine->kv_format;
-    const struct moge_row *r = &engine->rows[row];
-    int32_t group = info->n_heads / info->n_kv_heads, n_seen = r->pos + 1;
-    size_t at =
-        ((size_t)row * (size_t)info->n_heads + (size_t)(kv_head * group)) * (size_t)info->head_dim;
-    size_t stride = (size_t)engine->options.n_context_max;
-    const float *q = engine->q + at;
-    float *out = engine->attn.f32 + at;
-    float scale = 1.0f / sqrtf((float)info->head_dim);
-    for (int32_t p = 0; p < n_seen; p += MOGE_PAGE_TOKENS) {
-        int32_t n = n_seen - p < MOGE_PAGE_TOKENS ? n_seen - p : MOGE_PAGE_TOKENS;
-        format->scores(kernels, q, group, kv_page(engine, layer, 0, kv_head, r, p), n,
-                       info->head_dim, scale, scores + p, stride);
-    }
-    for (int32_t h = 0; h < group; h++)
-        kernels->softmax(scores + (size_t)h * stride, n_seen);
-    memset(out, 0, (size_t)group * (size_t)info->head_dim * sizeof *out);
-    for (int32_t p = 0; p < n_seen; p += MOGE_PAGE_TOKENS) {
-        int32_t n = n_seen - p < MOGE_PAGE_TOKENS ? n_seen - p : MOGE_PAGE_TOKENS;
-        format->values(kernels, scores + p, stride, group, kv_page(engine, layer, 1, kv_head, r, p),
-                       n, info->head_dim, out);
-    }
-    if (moge_is_quantized(&engine->model->layers[layer].o) && heads_are_blocks(engine->model))
-        kernels->quantize(out, group * info->head_dim, engine->attn.q + at,
+    const struct moge_attn_scratch *scratch = tile->scratch;
+    int32_t head_dim = engine->model->info.head_dim, group = tile->group;
+    for (int32_t h = 0; h < tile->n_rows * group; h++)
+        kernels->scale(scratch->out[h], 1.0f / scratch->sum[h], head_dim);
+    if (!moge_is_quantized(&engine->model->layers[tile->layer].o) ||
+        !heads_are_blocks(engine->model))
+        return;
+    for (int32_t i = 0; i < tile->n_rows; i++) {
+        float *out = scratch->out[i * group];
+        size_t at = (size_t)(out - engine->attn.f32);
+        kernels->quantize(out, group * head_dim, engine->attn.q + at,
                           engine->attn.d + at / MOGE_QBLOCK, engine->attn.sum + at / MOGE_QBLOCK);
+    }
+}
+
+/* Attends rows row.. of one KV head, at most to row end; returns how many. */
+static int32_t attend_tile(struct moge_engine *engine, int32_t layer, int32_t kv_head, int32_t row,
+                           int32_t end, const struct moge_attn_scratch *scratch) {
+    const struct moge_row *rows = engine->rows;
+    const struct moge_model_info *info = &engine->model->info;
+    struct tile tile = {.engine = engine,
+                        .layer = layer,
+                        .kv_head = kv_head,
+                        .row = row,
+                        .n_rows = 1,
+                        .group = info->n_heads / info->n_kv_heads,
+                        .scratch = scratch};
+    while (tile.n_rows < MOGE_ATTN_ROWS && row + tile.n_rows < end &&
+           rows[row + tile.n_rows].pages == rows[row].pages &&
+           rows[row + tile.n_rows].pos == rows[row].pos + tile.n_rows)
+        tile.n_rows++;
+    tile_begin(&tile);
+    for (int32_t begin = 0; begin <= rows[row + tile.n_rows - 1].pos; begin += MOGE_ATTN_SEGMENT)
+        tile_segment(&tile, begin);
+    tile_end(&tile);
+    return tile.n_rows;
 }
 
 bool moge_attn_heads_apart(const struct moge_engine *engine, const struct moge_layer *layer) {
@@ -226,8 +227,12 @@ void moge_attn_run(struct moge_engine *engine, int32_t i_layer, int i_thread) {
         store_row(engine, i_layer, unit / n_rows, unit % n_rows);
     if (n_kv % engine->n_active != 0)
         moge_engine_meet(engine); /* a head's rows are stored by several threads */
-    for (int32_t unit = begin; unit < end; unit++)
-        attend_row(engine, i_layer, unit / n_rows, unit % n_rows, engine->workers[i_thread].scores);
+    for (int32_t unit = begin; unit < end;) {
+        int32_t row = unit % n_rows,
+                row_end = row + end - unit < n_rows ? row + end - unit : n_rows;
+        unit += attend_tile(engine, i_layer, unit / n_rows, row, row_end,
+                            &engine->workers[i_thread].attn);
+    }
     if (!moge_is_quantized(&layer->o) || heads_are_blocks(engine->model))
         return;
     moge_engine_meet(engine); /* blocks lie across heads */

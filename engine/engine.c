@@ -63,8 +63,12 @@ static int worker_take(struct moge_engine *engine, struct moge_worker *worker) {
     size_t n_rows = (size_t)engine->options.n_rows_max, n_used = (size_t)router->n_used;
     if (act_take(&worker->norm, arena, MOGE_ROWS_FEW, info->dim) != 0)
         return MOGE_NOMEM;
-    TAKE(worker->scores,
-         (size_t)(info->n_heads / info->n_kv_heads) * (size_t)engine->options.n_context_max);
+    size_t n_heads = (size_t)(info->n_heads / info->n_kv_heads) * MOGE_ATTN_ROWS;
+    TAKE(worker->attn.q, n_heads);
+    TAKE(worker->attn.out, n_heads);
+    TAKE(worker->attn.max, n_heads);
+    TAKE(worker->attn.sum, n_heads);
+    TAKE(worker->attn.scores, n_heads * MOGE_ATTN_SEGMENT);
     worker->gemm = moge_arena_take(arena, 1, moge_gemm_scratch_bytes(n_in_max(engine->model)));
     if (!worker->gemm)
         return MOGE_NOMEM;
@@ -130,7 +134,8 @@ static size_t scratch_bytes(const struct moge_engine *engine) {
     size_t shared = n_ctx * (size_t)info->head_dim * 4 +
                     n_logits * ((size_t)info->n_vocab * 4 + 64) + (n_rows + n_logits) * wide * 64 +
                     n_rows * n_used * ((size_t)model->expert_dim * 12 + 64);
-    size_t each = MOGE_ROWS_FEW * wide * 8 + (size_t)info->n_heads * n_ctx * 4 +
+    size_t each = MOGE_ROWS_FEW * wide * 8 +
+                  (size_t)info->n_heads * MOGE_ATTN_ROWS * (MOGE_ATTN_SEGMENT + 8) * 4 +
                   moge_gemm_scratch_bytes((int32_t)wide) + n_rows * n_used * 8 +
                   (size_t)model->router.n_experts * 16;
     return shared + n_threads * (each + 8192) + (1 << 20);

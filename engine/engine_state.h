@@ -12,11 +12,25 @@
  * barrier for a shared one: preparing a row twice costs less than meeting once. */
 #define MOGE_ROWS_FEW 4
 
+/* Attention takes so many rows of a sequence through a page together, and so many positions of them
+ * between two parts of their softmax (docs/NUMERICS.md). */
+#define MOGE_ATTN_ROWS    8
+#define MOGE_ATTN_SEGMENT 256
+#define MOGE_ATTN_PAGES   (MOGE_ATTN_SEGMENT / MOGE_PAGE_TOKENS)
+
+/* Of the heads that a thread attends together, MOGE_ATTN_ROWS times the heads of a KV head. */
+struct moge_attn_scratch {
+    const float **q;  /* their queries */
+    float **out;      /* what they have come to */
+    float *max, *sum; /* their softmax so far */
+    float *scores;    /* [heads, MOGE_ATTN_SEGMENT] */
+};
+
 /* What one thread has to itself. */
 struct moge_worker {
     struct moge_act norm; /* [MOGE_ROWS_FEW, dim] normalised rows, own copy when rows are few */
-    float *scores;        /* [heads per KV head, n_context_max] */
-    void *gemm;           /* moge_gemm_scratch_bytes */
+    struct moge_attn_scratch attn;
+    void *gemm; /* moge_gemm_scratch_bytes */
     /* The layer's routing; every thread sorts for itself, for few rows it chooses for itself too.
      */
     int32_t *chosen;       /* [MOGE_ROWS_FEW, n_used] */
@@ -44,8 +58,8 @@ struct moge_engine {
     const struct moge_kv_format *kv_format;
     size_t kv_block_bytes; /* of one KV head's keys, or values, in one page */
     unsigned char *kv;     /* [n_layers, n_pages, 2 (K, V), n_kv_heads] blocks of the format */
-    float *rope;       /* [n_context_max, head_dim / 2, 2 (cos, sin)] */
-    float *logits;     /* [n_logits_max, n_vocab] */
+    float *rope;           /* [n_context_max, head_dim / 2, 2 (cos, sin)] */
+    float *logits;         /* [n_logits_max, n_vocab] */
     struct moge_worker *workers; /* [threads of the pool] */
     int64_t row_macs;            /* multiply-adds of one row outside the output head */
     /* What is better done twice, or by one thread, than by threads that meet; in multiply-adds. */
@@ -85,10 +99,11 @@ struct moge_kv_format {
                       int32_t n);
     void (*store_value)(const struct moge_kernels *kernels, const float *x, void *page, int32_t t,
                         int32_t n);
-    void (*scores)(const struct moge_kernels *kernels, const float *q, int32_t n_q, const void *k,
-                   int32_t n_tok, int32_t head_dim, float scale, float *scores, size_t stride);
+    void (*scores)(const struct moge_kernels *kernels, const float *const *q, int32_t n_q,
+                   const void *const *pages, int32_t n_tok, int32_t head_dim, float scale,
+                   float *scores, size_t stride);
     void (*values)(const struct moge_kernels *kernels, const float *p, size_t stride, int32_t n_q,
-                   const void *v, int32_t n_tok, int32_t head_dim, float *out);
+                   const void *const *pages, int32_t n_tok, int32_t head_dim, float *const *out);
 };
 /* NULL for a type that does not exist. */
 const struct moge_kv_format *moge_kv_format(enum moge_kv_type type);

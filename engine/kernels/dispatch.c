@@ -96,9 +96,9 @@ enum { SELF_N = 128 + 13, SELF_IN = 5 * 32, SELF_ROWS = 7, SELF_PANELS = 7, SELF
 
 struct self_input {
     float a[SELF_N], b[SELF_N];
-    uint16_t half[16 * SELF_HEAD];
+    uint16_t half[2 * 16 * SELF_HEAD];
     _Alignas(64) uint8_t panels[SELF_PANELS * (SELF_IN / 32) * MOGE_PANEL_Q8_0_BYTES];
-    struct moge_kv_q8_0 kv[(SELF_HEAD + 31) / 32];
+    struct moge_kv_q8_0 kv[2 * ((SELF_HEAD + 31) / 32)];
     int8_t q[SELF_ROWS * SELF_IN];
     float d[SELF_ROWS * SELF_IN / 32];
     int32_t sum[SELF_ROWS * SELF_IN / 32];
@@ -115,7 +115,7 @@ static void self_fill(struct self_input *in) {
         in->a[i] = self_float(&state);
         in->b[i] = self_float(&state);
     }
-    for (int i = 0; i < 16 * SELF_HEAD; i++) /* halves of magnitude 1/4 to 4 */
+    for (int i = 0; i < 2 * 16 * SELF_HEAD; i++) /* halves of magnitude 1/4 to 4 */
         in->half[i] = (uint16_t)(0x3400u + (uint32_t)(self_float(&state) * 512.0f + 2048.0f));
     for (size_t i = 0; i < sizeof in->panels; i++) /* also as a scale: a finite half below 2 */
         in->panels[i] = (uint8_t)((uint32_t)(self_float(&state) * 32.0f + 128.0f) & 0xbfu);
@@ -158,6 +158,25 @@ static void self_panels(const struct self_input *in, struct self_output *out,
     panels(in->panels, SELF_PANELS, SELF_IN, rows, SELF_ROWS, at);
     panels(in->panels, SELF_PANELS, SELF_IN, rows, 1, at + SELF_ROWS);
     panels(in->panels, SELF_PANELS, SELF_IN, rows, 2, at + SELF_ROWS + 1);
+}
+
+/* Two pages, the second with 11 positions; five heads are a tile and a rest. */
+static void self_attn(
+    const struct self_input *in, struct self_output *out, const uint8_t *pages, size_t page_bytes,
+    void (*scores)(const float *const *q, int32_t n_q, const void *const *pages, int32_t n_tok,
+                   int32_t head_dim, float scale, float *scores, size_t stride),
+    void (*values)(const float *p, size_t stride, int32_t n_q, const void *const *pages,
+                   int32_t n_tok, int32_t head_dim, float *const *out)) {
+    enum { HEADS = 5, TOKENS = 16 + 11 };
+    const void *at[2 + MOGE_ATTN_AHEAD] = {pages, pages + page_bytes};
+    const float *q[HEADS];
+    float *sums[HEADS];
+    for (int h = 0; h < HEADS; h++) {
+        q[h] = in->a + 16 * h;
+        sums[h] = out->f + HEADS * TOKENS + SELF_HEAD * h;
+    }
+    scores(q, HEADS, at, TOKENS, SELF_HEAD, 0.1f, out->f, TOKENS);
+    values(out->f, TOKENS, HEADS, at, TOKENS, SELF_HEAD, sums);
 }
 
 #define SELF_COUNT 21
@@ -203,14 +222,19 @@ static const char *self_run(const struct moge_kernels *k, int slot, const struct
     case 16:
         return k->bf16_to_f32(in->half, out->f, SELF_N), "bf16_to_f32";
     case 17:
-        return k->attn_scores(in->a, 3, in->half, 11, SELF_HEAD, 0.1f, out->f, 16), "attn_scores";
+        return self_attn(in, out, (const uint8_t *)in->half, sizeof in->half / 2, k->attn_scores,
+                         k->attn_values),
+               "attn_scores and attn_values";
     case 18:
-        return k->attn_values(in->b, 16, 3, in->half, 11, SELF_HEAD, out->f), "attn_values";
+        return self_attn(in, out, (const uint8_t *)in->kv, sizeof in->kv / 2, k->attn_scores_q8_0,
+                         k->attn_values_q8_0),
+               "attn_scores_q8_0 and attn_values_q8_0";
     case 19:
-        return k->attn_scores_q8_0(in->a, 3, in->kv, 11, SELF_HEAD, 0.1f, out->f, 16),
-               "attn_scores_q8_0";
+        out->f[SELF_N] = -2.0f, out->f[SELF_N + 1] = 3.0f;
+        out->f[SELF_N + 2] = k->softmax_part(out->f, SELF_N, &out->f[SELF_N], &out->f[SELF_N + 1]);
+        return "softmax_part";
     default:
-        return k->attn_values_q8_0(in->b, 16, 3, in->kv, 11, SELF_HEAD, out->f), "attn_values_q8_0";
+        return k->scale(out->f, 0.7f, SELF_N), "scale";
     }
 }
 

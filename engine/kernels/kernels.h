@@ -29,6 +29,8 @@ struct moge_qrow {
 #define MOGE_PANEL_Q8_0_BYTES 272 /* of one block of 32 of all 8 rows */
 #define MOGE_PANEL_Q4_0_BYTES 144
 
+#define MOGE_ATTN_AHEAD 2 /* a page is fetched so many pages before its turn */
+
 enum moge_isa { MOGE_ISA_SCALAR, MOGE_ISA_AVX2, MOGE_ISA_AVX512, MOGE_ISA_VNNI, MOGE_ISA_COUNT };
 
 /* 32 columns of the 16 positions of a page in q8_0: value = q * d of its position.  Keys lie
@@ -73,6 +75,13 @@ struct moge_kernels {
     float (*dot)(const float *x, const float *y, int32_t n);
     /* x = exp(x - max) / sum; -INFINITY gives 0, but at least one entry must be finite. */
     void (*softmax)(float *x, int32_t n);
+    /* The next n entries of a softmax taken in parts: max (-INFINITY before the first) becomes the
+     * largest so far, x = exp(x - max), sum = fma(sum, factor, sum of x) with factor = exp(max
+     * before - max), which is returned: what was weighed by earlier parts has to be scaled by it.
+     * At least one entry of the first part must be finite. */
+    float (*softmax_part)(float *x, int32_t n, float *max, float *sum);
+    /* y = a * y */
+    void (*scale)(float *y, float a, int32_t n);
     /* y = exp((x - shift) * scale), y may be x; returns the sum in 16 lanes. */
     float (*exp_sum)(const float *x, float shift, float scale, int32_t n, float *y);
     /* Rotary embedding of n_heads vectors of head_dim: cs = head_dim / 2 pairs (cos, sin).  neox:
@@ -89,27 +98,28 @@ struct moge_kernels {
     void (*f32_to_f16)(const float *x, uint16_t *y, int32_t n); /* round half even */
     void (*bf16_to_f32)(const uint16_t *x, float *y, int32_t n);
 
-    /* ---- attn: one page (n_tok <= 16 positions) of one KV head, for the n_q query heads that
-     * share it ---- */
+    /* ---- attn: pages of one KV head, in order, and n_q query heads of rows that see all n_tok
+     * positions in them.  Each page has 16 positions, the last may lack some; pages has
+     * MOGE_ATTN_AHEAD pointers more: what is read next, fetched ahead, any address. ---- */
 
     /* scores[h * stride + t] = scale * (fma over i in order (q[h][i], k[i][t], 0)) for t < n_tok;
-     * q [n_q, head_dim] f32, k [head_dim, 16] f16: the keys of a page lie side by side.  All 16
-     * columns are read, whatever they hold. */
-    void (*attn_scores)(const float *q, int32_t n_q, const uint16_t *k, int32_t n_tok,
+     * q n_q vectors [head_dim], pages [head_dim, 16] f16: the keys of a page lie side by side.  All
+     * 16 columns are read, whatever they hold. */
+    void (*attn_scores)(const float *const *q, int32_t n_q, const void *const *pages, int32_t n_tok,
                         int32_t head_dim, float scale, float *scores, size_t stride);
-    /* out[h] = fma over t in order (p[h * stride + t], v[t], out[h]); v [n_tok, head_dim] f16. */
-    void (*attn_values)(const float *p, size_t stride, int32_t n_q, const uint16_t *v,
-                        int32_t n_tok, int32_t head_dim, float *out);
-    /* The same of q8_0 pages, k and v [head_dim / 32 rounded up] blocks.  scores: per block part =
-     * fma over its columns in order (q[h][i], k.q[i][t], 0), then sum = fma(part, k.d[t], sum).
-     * values: out[h] = fma over t in order (p[h * stride + t] * v.d[t], v.q[t], out[h]).  Scales of
-     * all 16 positions are read, whatever they are. */
-    void (*attn_scores_q8_0)(const float *q, int32_t n_q, const struct moge_kv_q8_0 *k,
+    /* out[h] = fma over t in order (p[h * stride + t], v[t], out[h]); out n_q vectors [head_dim],
+     * pages [16, head_dim] f16. */
+    void (*attn_values)(const float *p, size_t stride, int32_t n_q, const void *const *pages,
+                        int32_t n_tok, int32_t head_dim, float *const *out);
+    /* The same of q8_0 pages, [head_dim / 32 rounded up] struct moge_kv_q8_0.  scores: per block
+     * part = fma over its columns in order (q[h][i], k.q[i][t], 0), then sum = fma(part, k.d[t],
+     * sum).  values: out[h] = fma over t in order (p[h * stride + t] * v.d[t], v.q[t], out[h]).
+     * Scales of all 16 positions are read, whatever they are. */
+    void (*attn_scores_q8_0)(const float *const *q, int32_t n_q, const void *const *pages,
                              int32_t n_tok, int32_t head_dim, float scale, float *scores,
                              size_t stride);
-    void (*attn_values_q8_0)(const float *p, size_t stride, int32_t n_q,
-                             const struct moge_kv_q8_0 *v, int32_t n_tok, int32_t head_dim,
-                             float *out);
+    void (*attn_values_q8_0)(const float *p, size_t stride, int32_t n_q, const void *const *pages,
+                             int32_t n_tok, int32_t head_dim, float *const *out);
 };
 
 /* The best level this CPU (and operating system, by XCR0) runs. */

@@ -169,11 +169,33 @@ static inline float lanes_largest(lf v) {
     return best;
 }
 
-static inline void vec_softmax(float *x, int32_t n) {
+static inline float vec_largest(const float *x, int32_t n) {
     lf best = lf_set(-__builtin_inff());
     for (int32_t i = 0; i < n; i += LANES)
         best = lf_max(lf_select(lm_first(n - i), lf_take(x + i, n - i), best), best);
-    lf sum = lf_set(vec_exp_sum(x, lanes_largest(best), 1.0f, n, x));
+    return lanes_largest(best);
+}
+
+static inline float vec_softmax_part(float *x, int32_t n, float *max, float *sum) {
+    float best = vec_largest(x, n), factor = 1.0f;
+    if (best > *max) {
+        float lane[LANES];
+        lf_store(lane, lanes_exp(lf_set(*max - best)));
+        factor = lane[0];
+        *max = best;
+    }
+    *sum = __builtin_fmaf(*sum, factor, vec_exp_sum(x, *max, 1.0f, n, x));
+    return factor;
+}
+
+static inline void vec_scale(float *y, float a, int32_t n) {
+    lf factor = lf_set(a);
+    for (int32_t i = 0; i < n; i += LANES)
+        lf_put(y + i, lf_mul(factor, lf_take(y + i, n - i)), n - i);
+}
+
+static inline void vec_softmax(float *x, int32_t n) {
+    lf sum = lf_set(vec_exp_sum(x, vec_largest(x, n), 1.0f, n, x));
     for (int32_t i = 0; i < n; i += LANES)
         lf_put(x + i, lf_div(lf_take(x + i, n - i), sum), n - i);
 }
@@ -329,6 +351,8 @@ static inline void vec_fill(struct moge_kernels *kernels) {
     kernels->axpy = vec_axpy;
     kernels->dot = vec_dot;
     kernels->softmax = vec_softmax;
+    kernels->softmax_part = vec_softmax_part;
+    kernels->scale = vec_scale;
     kernels->exp_sum = vec_exp_sum;
     kernels->rope = vec_rope;
     kernels->argmax = vec_argmax;

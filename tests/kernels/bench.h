@@ -98,8 +98,64 @@ static void bench_panels(const struct moge_kernels *k, enum moge_type type, size
                seconds_ / (double)(n)*1e9, 4e-9 * (double)(n) / seconds_);                         \
     } while (0)
 
+enum { ATTN_HEAD = 128, ATTN_TOKENS = 256, ATTN_Q_MAX = 32, ATTN_SLOTS = 16 };
+
+/* Segments of pages as an arena of 8 KV heads scatters them: 16 KiB from page to page. */
+struct bench_attn {
+    unsigned char *arena;
+    size_t bytes, at;
+    float q[ATTN_Q_MAX * ATTN_HEAD], p[ATTN_Q_MAX * ATTN_TOKENS];
+    const float *queries[ATTN_Q_MAX];
+    float *outs[ATTN_Q_MAX];
+    const void *pages[ATTN_SLOTS + MOGE_ATTN_AHEAD];
+};
+
+static const void *const *bench_pages(struct bench_attn *b) {
+    for (int i = 0; i < ATTN_SLOTS + MOGE_ATTN_AHEAD; i++)
+        b->pages[i] = b->arena + (b->at + (size_t)i * 16384) % b->bytes;
+    b->at += (size_t)ATTN_SLOTS * 16384 + 4096;
+    return b->pages;
+}
+
+/* Cells as bytes and scales alike are finite and ordinary. */
+static void bench_attn_size(const struct moge_kernels *k, const char *where, size_t bytes) {
+    static struct bench_attn b;
+    b = (struct bench_attn){.arena = aligned_alloc(2 << 20, bytes + (2 << 20)), .bytes = bytes};
+    madvise(b.arena, bytes + (2 << 20), MADV_HUGEPAGE);
+    memset(b.arena, 0x30, bytes + (2 << 20));
+    for (int h = 0; h < ATTN_Q_MAX; h++) {
+        b.queries[h] = b.q + h * ATTN_HEAD;
+        b.outs[h] = calloc(ATTN_HEAD, sizeof(float));
+    }
+    for (int n_q = 4; n_q <= ATTN_Q_MAX; n_q *= 8) {
+        double seconds[4], macs = (double)n_q * ATTN_HEAD * ATTN_TOKENS;
+        BENCH(seconds[0], k->attn_scores(b.queries, n_q, bench_pages(&b), ATTN_TOKENS, ATTN_HEAD,
+                                         0.1f, b.p, ATTN_TOKENS));
+        BENCH(seconds[1], k->attn_values(b.p, ATTN_TOKENS, n_q, bench_pages(&b), ATTN_TOKENS,
+                                         ATTN_HEAD, b.outs));
+        BENCH(seconds[2], k->attn_scores_q8_0(b.queries, n_q, bench_pages(&b), ATTN_TOKENS,
+                                              ATTN_HEAD, 0.1f, b.p, ATTN_TOKENS));
+        BENCH(seconds[3], k->attn_values_q8_0(b.p, ATTN_TOKENS, n_q, bench_pages(&b), ATTN_TOKENS,
+                                              ATTN_HEAD, b.outs));
+        static const char *const names[] = {"scores f16", "values f16", "scores q8_0",
+                                            "values q8_0"};
+        for (int i = 0; i < 4; i++)
+            printf("%-7s attn %-11s %-6s heads %2d  %6.1f GB/s  %6.1f GMAC/s\n", k->isa, names[i],
+                   where, n_q, ATTN_TOKENS * ATTN_HEAD * (i < 2 ? 2 : 1.0625) / seconds[i] * 1e-9,
+                   macs / seconds[i] * 1e-9);
+    }
+    for (int h = 0; h < ATTN_Q_MAX; h++)
+        free(b.outs[h]);
+    free(b.arena);
+}
+
+static void bench_attn(const struct moge_kernels *k) {
+    bench_attn_size(k, "cache", 16384);
+    bench_attn_size(k, "memory", (size_t)256 << 20);
+}
+
 static void bench_vec(const struct moge_kernels *k) {
-    enum { N = 2048, VOCAB = 32768, HEAD = 128, HEADS = 4 };
+    enum { N = 2048, VOCAB = 32768 };
     static float x[VOCAB], y[VOCAB], w[VOCAB];
     static uint16_t half[VOCAB];
     static int8_t q[N];
@@ -117,7 +173,7 @@ static void bench_vec(const struct moge_kernels *k) {
     BENCH_VEC("silu_mul", N, k->silu_mul(y, w, N));
     BENCH_VEC("softmax", N, k->softmax(y, N));
     BENCH_VEC("dot", N, y[0] = k->dot(x, w, N));
-    BENCH_VEC("rope", N, k->rope(y, w, N / HEAD, HEAD, 1));
+    BENCH_VEC("rope", N, k->rope(y, w, N / ATTN_HEAD, ATTN_HEAD, 1));
     BENCH_VEC("f16_to_f32", N, k->f16_to_f32(half, y, N));
     BENCH_VEC("f32_to_f16", N, k->f32_to_f16(x, half, N));
     BENCH_VEC("argmax", VOCAB, sink = k->argmax(x, VOCAB));
@@ -125,14 +181,7 @@ static void bench_vec(const struct moge_kernels *k) {
     x[0] = 30.0f; /* one likely token: the noise of the others is never computed */
     BENCH_VEC("gumbel (peaked)", VOCAB, sink = k->gumbel_argmax(x, NULL, VOCAB, 1.0f, 1, 1));
     (void)sink;
-    /* ns and GB/s of K or V as f32 per head and position */
-    BENCH_VEC("attn_scores", 16 * HEAD * HEADS,
-              k->attn_scores(x, HEADS, half, 16, HEAD, 0.1f, y, 16));
-    BENCH_VEC("attn_values", 16 * HEAD * HEADS, k->attn_values(w, 16, HEADS, half, 16, HEAD, y));
-    static struct moge_kv_q8_0 kv[HEAD / 32];
-    BENCH_VEC("scores_q8_0", 16 * HEAD * HEADS,
-              k->attn_scores_q8_0(x, HEADS, kv, 16, HEAD, 0.1f, y, 16));
-    BENCH_VEC("values_q8_0", 16 * HEAD * HEADS, k->attn_values_q8_0(w, 16, HEADS, kv, 16, HEAD, y));
+    bench_attn(k);
 }
 
 static int bench(void) {

@@ -89,6 +89,14 @@ static void start_outputs(void) {
         assert_same(slot, k, n, m->half_expected, m->half_actual, sizeof m->half_actual);          \
     } while (0)
 
+/* Behind a part whose largest was 1; what is returned goes behind the entries. */
+static void softmax_part_into(const struct moge_kernels *k, float *x, int32_t n) {
+    float max = 1.0f, sum = 3.0f;
+    x[n] = k->softmax_part(x, n, &max, &sum);
+    x[n + 1] = max;
+    x[n + 2] = sum;
+}
+
 static void vec_slots_same(const struct moge_kernels *k, int32_t n, int32_t offset) {
     struct buffers *m = &buffers;
     const float *a = m->a + offset;
@@ -98,6 +106,8 @@ static void vec_slots_same(const struct moge_kernels *k, int32_t n, int32_t offs
     SAME("axpy", K->axpy(OUT, -1.7f, a, n));
     SAME("dot", OUT[0] = K->dot(a, m->b + offset, n));
     SAME("softmax", K->softmax(OUT, n));
+    SAME("scale", K->scale(OUT, m->a[0], n));
+    SAME("softmax_part", softmax_part_into(K, OUT, n));
     SAME("exp_sum", OUT[n] = K->exp_sum(a, 0.3f, 0.7f, n, OUT));
     SAME("exp_sum in place", OUT[n] = K->exp_sum(OUT, 8.0f, 1.0f, n, OUT));
     SAME("argmax", OUT[0] = (float)K->argmax(a, n));
@@ -495,6 +505,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(halves_are_right),
         cmocka_unit_test(attention_is_right),
         cmocka_unit_test(q8_0_attention_is_right),
+        cmocka_unit_test(softmax_in_parts_is_right),
         cmocka_unit_test(vec_is_the_same_at_every_level),
         cmocka_unit_test(rope_is_the_same_at_every_level),
         cmocka_unit_test(attention_is_the_same_at_every_level),
