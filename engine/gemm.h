@@ -26,7 +26,7 @@ struct moge_act {
     float *f32;   /* [n_rows, n_in] */
     int8_t *q;    /* [n_rows, n_in] valid after moge_act_quantize */
     float *d;     /* [n_rows, n_in / 32] */
-    int32_t *sum; /* [n_rows, n_in / 32] */
+    int32_t *sum; /* [n_rows, n_in / 32] moge_qsum */
 };
 
 /* Takes storage for n_rows rows from the arena. */

@@ -128,9 +128,10 @@ static void self_fill(struct self_input *in) {
         in->q[i] = (int8_t)(self_float(&state) * 31.0f);
     for (int i = 0; i < SELF_ROWS * SELF_IN / 32; i++) {
         in->d[i] = self_float(&state);
-        in->sum[i] = 0;
+        int32_t halves[2] = {0, 0};
         for (int k = 0; k < 32; k++)
-            in->sum[i] += in->q[i * 32 + k];
+            halves[k / 2 % 2] += in->q[i * 32 + k];
+        in->sum[i] = moge_qsum(halves[0], halves[1]);
     }
 }
 

@@ -19,8 +19,15 @@
 struct moge_qrow {
     const int8_t *q;    /* [n_in] */
     const float *d;     /* [n_in / 32] largest magnitude / 127 */
-    const int32_t *sum; /* [n_in / 32] sum of q over the block */
+    const int32_t *sum; /* [n_in / 32] the block's q summed, as moge_qsum makes it */
 };
+
+/* What makes unsigned weights signed again: -8 times the sum of the q in columns 4k and 4k + 1 (low
+ * half) and of those in 4k + 2 and 4k + 3 (high half).  Integer sums begin with it, in int16 lanes
+ * or added up; each half is within +-16 * 127 * 8. */
+static inline int32_t moge_qsum(int32_t low, int32_t high) {
+    return (int32_t)(((uint32_t)(-8 * high) << 16) | ((uint32_t)(-8 * low) & 0xffffu));
+}
 
 /* Packed weights: the formats are drawn in quant.c.  A panel holds as many bytes as the 8 GGUF rows
  * it was made of. */

@@ -53,11 +53,12 @@ static void quantize(const float *x, int32_t n, int8_t *q, float *d, int32_t *su
             largest = 0.0f;
         }
         d[b] = largest / 127.0f;
-        sum[b] = 0;
+        int32_t halves[2] = {0, 0};
         for (int i = 0; i < BLOCK; i++) {
             q[i] = (int8_t)round_even(x[i] * inverse);
-            sum[b] += q[i];
+            halves[i / 2 % 2] += q[i];
         }
+        sum[b] = moge_qsum(halves[0], halves[1]);
     }
 }
 

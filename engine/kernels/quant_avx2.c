@@ -2,10 +2,11 @@
 /* vpmaddubsw multiplies unsigned by signed bytes and adds neighbours to an int16, saturating.
  *
  *   Q8_0   |w| is the unsigned side and x, negated where w is negative, the signed one.  Two
- * products are at most 2 * 128 * 127 = 32,512: exact for -128 too, since |x| <= 127. Q4_0   nibbles
- * are unsigned as they are.  All 16 products of an int16 lane add up to at most 16 * 15 * 127 =
- * 30,480, so a whole block stays in int16; 8 times the sum of the activations is taken off
- * afterwards. */
+ * products are at most 2 * 128 * 127 = 32,512: exact for -128 too, since |x| <= 127.
+ *
+ *   Q4_0   nibbles are unsigned as they are.  A lane's sum begins with -8 times the activations
+ * that it will see, so that its 16 products add up to what signed weights give: at most 16 * 8 *
+ * 127 = 16,256.  Additions wrap around, so it may be anything on the way there. */
 #include <immintrin.h>
 #define MOGE_QUANT_TILE 6
 #include "engine/kernels/quant_tiles.h"
@@ -33,7 +34,7 @@ INLINE void block_q4_0(const uint8_t *quads, __m256 w_d, const struct moge_qrow 
     const __m256i nibble = _mm256_set1_epi8(15);
     __m256i sums[MOGE_QUANT_TILE]; /* int16 */
     EACH_ROW
-    sums[r] = _mm256_setzero_si256();
+    sums[r] = _mm256_set1_epi32(rows[r].sum[b]);
     EACH_QUAD(4) {
         __m256i w = load_quad(quads, k), low = _mm256_and_si256(w, nibble);
         __m256i high = _mm256_and_si256(_mm256_srli_epi16(w, 4), nibble);
@@ -47,9 +48,7 @@ INLINE void block_q4_0(const uint8_t *quads, __m256 w_d, const struct moge_qrow 
         }
     }
     EACH_ROW {
-        __m256i x_sum = _mm256_set1_epi32(rows[r].sum[b]);
         __m256i products = _mm256_madd_epi16(sums[r], _mm256_set1_epi16(1));
-        products = _mm256_sub_epi32(products, _mm256_slli_epi32(x_sum, 3));
         acc[r] = scaled(products, w_d, rows[r].d + b, acc[r]);
     }
 }
@@ -77,17 +76,17 @@ static void quantize(const float *x, int32_t n, int8_t *q, float *d, int32_t *su
         __m256i v[4];
         for (int i = 0; i < 4; i++)
             v[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_loadu_ps(x + 8 * i), factor));
-        __m256i total =
-            _mm256_add_epi32(_mm256_add_epi32(v[0], v[1]), _mm256_add_epi32(v[2], v[3]));
-        __m128i s =
-            _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
-        s = _mm_add_epi32(s, _mm_unpackhi_epi64(s, s));
-        sum[b] = _mm_cvtsi128_si32(_mm_add_epi32(s, _mm_shuffle_epi32(s, 1)));
         /* The packs work in 128-bit halves; the permutation puts quads back in order. */
         __m256i bytes =
             _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]), _mm256_packs_epi32(v[2], v[3]));
         bytes = _mm256_permutevar8x32_epi32(bytes, _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
         _mm256_storeu_si256((__m256i *)q, bytes);
+        __m256i pairs = _mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes);
+        __m128i s =
+            _mm_add_epi16(_mm256_castsi256_si128(pairs), _mm256_extracti128_si256(pairs, 1));
+        s = _mm_add_epi16(s, _mm_unpackhi_epi64(s, s));
+        s = _mm_add_epi16(s, _mm_shuffle_epi32(s, 1));
+        sum[b] = _mm_cvtsi128_si32(_mm_sub_epi16(_mm_setzero_si128(), _mm_slli_epi16(s, 3)));
     }
 }
 

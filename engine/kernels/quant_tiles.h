@@ -91,8 +91,10 @@ INLINE int32_t tile_rows(int32_t left) {
                  lesser(rows_in_tile, MOGE_QUANT_TILE));                                           \
         break;
 
-/* Defines panels_<type>.  Where one tile takes all rows, the processor's own prefetching of one
- * long stream was faster than ours. */
+/* For so few rows the processor's own prefetching of one long stream is faster than ours. */
+#define ROWS_STREAM 4
+
+/* Defines panels_<type>. */
 #define PANELS(type, block_bytes)                                                                  \
     static void panels_##type(const void *panels, int32_t n_panels, int32_t n_in,                  \
                               const struct moge_qrow *rows, int32_t n_rows, float *const *out) {   \
@@ -101,7 +103,7 @@ INLINE int32_t tile_rows(int32_t left) {
         for (size_t o = 0; at < end; at += bytes, o += MOGE_PANEL_ROWS)                            \
             for (int32_t r = 0, n; r < n_rows; r += n) {                                           \
                 n = tile_rows(n_rows - r);                                                         \
-                bool last = r > 0 && r + n == n_rows && at + bytes < end;                          \
+                bool last = n_rows > ROWS_STREAM && r + n == n_rows && at + bytes < end;           \
                 const uint8_t *ahead = last ? at + bytes : NULL;                                   \
                 switch (n) {                                                                       \
                     TILE_CASE(1, type, block_bytes)                                                \

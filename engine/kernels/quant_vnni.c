@@ -1,16 +1,21 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* vpdpbusd multiplies unsigned by signed bytes and adds four products to an int32, exactly.  Q4_0's
- * nibbles are unsigned as they are.  Q8_0's weights become so by adding 128 (an exclusive or); what
- * that adds, 128 or 8 times the sum of the activations, is taken off afterwards. */
+ * nibbles are unsigned as they are.  Q8_0's weights become so by adding 128 (an exclusive or); sums
+ * begin with what that adds taken off, 128 or 8 times the sum of the activations. */
 #include <immintrin.h>
 #define MOGE_QUANT_TILE 8
 #include "engine/kernels/quant_tiles.h"
+
+/* -8 times the sum of a block's activations, in every lane. */
+INLINE __m256i eight_sums(int32_t sum) {
+    return _mm256_madd_epi16(_mm256_set1_epi32(sum), _mm256_set1_epi16(1));
+}
 
 INLINE void block_q8_0(const uint8_t *quads, __m256 w_d, const struct moge_qrow *rows, int32_t b,
                        __m256 *acc, const int n) {
     __m256i sums[MOGE_QUANT_TILE];
     EACH_ROW
-    sums[r] = _mm256_setzero_si256();
+    sums[r] = _mm256_slli_epi32(eight_sums(rows[r].sum[b]), 4);
     EACH_QUAD(8) {
         __m256i w = _mm256_xor_si256(load_quad(quads, k), _mm256_set1_epi8(-128));
         EACH_ROW {
@@ -18,11 +23,8 @@ INLINE void block_q8_0(const uint8_t *quads, __m256 w_d, const struct moge_qrow 
             PIN(sums[r]);
         }
     }
-    EACH_ROW {
-        __m256i x_sum = _mm256_set1_epi32(rows[r].sum[b]);
-        sums[r] = _mm256_sub_epi32(sums[r], _mm256_slli_epi32(x_sum, 7));
-        acc[r] = scaled(sums[r], w_d, rows[r].d + b, acc[r]);
-    }
+    EACH_ROW
+    acc[r] = scaled(sums[r], w_d, rows[r].d + b, acc[r]);
 }
 
 INLINE void block_q4_0(const uint8_t *quads, __m256 w_d, const struct moge_qrow *rows, int32_t b,
@@ -30,7 +32,7 @@ INLINE void block_q4_0(const uint8_t *quads, __m256 w_d, const struct moge_qrow 
     const __m256i nibble = _mm256_set1_epi8(15);
     __m256i sums[MOGE_QUANT_TILE];
     EACH_ROW
-    sums[r] = _mm256_setzero_si256();
+    sums[r] = eight_sums(rows[r].sum[b]);
     EACH_QUAD(4) {
         __m256i w = load_quad(quads, k), low = _mm256_and_si256(w, nibble);
         __m256i high = _mm256_and_si256(_mm256_srli_epi16(w, 4), nibble);
@@ -41,11 +43,8 @@ INLINE void block_q4_0(const uint8_t *quads, __m256 w_d, const struct moge_qrow 
             PIN(sums[r]);
         }
     }
-    EACH_ROW {
-        __m256i x_sum = _mm256_set1_epi32(rows[r].sum[b]);
-        sums[r] = _mm256_sub_epi32(sums[r], _mm256_slli_epi32(x_sum, 3));
-        acc[r] = scaled(sums[r], w_d, rows[r].d + b, acc[r]);
-    }
+    EACH_ROW
+    acc[r] = scaled(sums[r], w_d, rows[r].d + b, acc[r]);
 }
 
 PANELS(q8_0, MOGE_PANEL_Q8_0_BYTES)

@@ -91,12 +91,13 @@ static inline void panel_case_fill(struct panel_case *c, struct test_rng *rng, e
         for (int b = 0; b < n_blocks; b++) {
             c->d[r][b] =
                 filling == PANEL_SCALES ? x_scales[test_below(rng, 6)] : test_float(rng) + 1.0f;
-            c->sum[r][b] = 0;
+            int32_t halves[2] = {0, 0};
             for (int i = 32 * b; i < 32 * b + 32; i++) {
                 int32_t q = largest ? 254 * test_below(rng, 2) - 127 : test_below(rng, 255) - 127;
                 c->q[r][i] = (int8_t)(one_sign ? (r & 1 ? 127 : -127) : q);
-                c->sum[r][b] += c->q[r][i];
+                halves[i / 2 % 2] += c->q[r][i];
             }
+            c->sum[r][b] = moge_qsum(halves[0], halves[1]);
         }
         c->rows[r] = (struct moge_qrow){c->q[r], c->d[r], c->sum[r]};
         c->out[r] = c->values[r];
