@@ -1,18 +1,31 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "draft/cost.h"
 
+#include <math.h>
 #include <stdbool.h>
 
-/* One measurement fades to 1/e after this many others. */
-#define FADE_LINE  256.0
-#define FADE_KNOT  16.0
+/* Variances are of logarithms: relative.  How much the machine may get slower or faster from one
+ * step to the next, all sizes alike; and how much a single size may, compared with the others. */
+#define LEVEL_DRIFT (0.01 * 0.01)
+#define KNOT_DRIFT  (0.05 * 0.05 / 1000)
+/* A knot that was never measured lies so far off the curve through its neighbours, or beyond all
+ * that were; one that was, at most so far as long as nothing measures it again. */
+#define INSIDE_VAR   (0.1 * 0.1)
+#define OUTSIDE_VAR  (0.4 * 0.4)
+#define KNOT_VAR_MAX (0.15 * 0.15)
+/* How far measurements lie off the curve; at first, and at least. */
+#define SPREAD_BEGIN 0.2
+#define SPREAD_MIN   0.02
+#define FADE_SPREAD  32.0
+/* A measurement further off is a disturbance (another process ran) and counts as this far off. */
+#define OUTLIER_SPREADS 2.5
+/* Lately all are off to the same side by so much: costs have changed, nothing is certain. */
+#define FADE_BIAS    8.0
+#define BIAS_SPREADS 1.2
+#define CHANGED_VAR  (0.2 * 0.2)
+/* The drafter's measurements fade to 1/e after so many. */
 #define FADE_GUESS 64.0
-/* A knot that nothing is measured near fades to 1/e after this many measurements elsewhere. */
-#define FADE_ELSEWHERE 200.0
-/* A knot with less than this share of a measurement in memory is unknown. */
-#define KNOWN_WEIGHT 0.05
-/* A measurement further off than this factor is a disturbance (another process ran). */
-#define OUTLIER 3.0
+#define OUTLIER    3.0
 /* Beyond everything measured, a row costs this share of a step of one row. */
 #define SLOPE_PRIOR 0.35
 /* A row of drafting, as a share of a round, where measurements cannot tell them apart. */
@@ -40,21 +53,6 @@ static double interpolate(const double *values, int32_t n_rows) {
     return values[i] + share * (values[i + 1] - values[i]);
 }
 
-/* Weighted least squares; a negative slope or intercept is noise and is clamped away. */
-static void line_fit(struct moge_step_cost *cost) {
-    double mean_x = cost->sum_x / cost->sum_w, mean_y = cost->sum_y / cost->sum_w;
-    double var = cost->sum_xx / cost->sum_w - mean_x * mean_x;
-    double cov = cost->sum_xy / cost->sum_w - mean_x * mean_y;
-    double slope = var > 1e-9 ? cov / var : 0;
-    double slope_max = mean_y / mean_x;
-    if (slope < 0)
-        slope = 0;
-    if (slope > slope_max)
-        slope = slope_max;
-    cost->ns_per_row = slope;
-    cost->ns = mean_y - slope * mean_x;
-}
-
 /* What a step of `to` rows takes, by the one of `from` rows and nothing else. */
 static double extrapolate(double ns, double from, double to) {
     return ns * (1 - SLOPE_PRIOR + SLOPE_PRIOR * to) / (1 - SLOPE_PRIOR + SLOPE_PRIOR * from);
@@ -67,11 +65,11 @@ static int knots_pool(const struct moge_step_cost *cost, int *known, double *ns)
     int len[MOGE_COST_KNOTS], n_known = 0, n_pools = 0;
     double pool_ns[MOGE_COST_KNOTS];
     for (int i = 0; i < MOGE_COST_KNOTS; i++) {
-        if (cost->knot_weight[i] < KNOWN_WEIGHT)
+        if (cost->knot_var[i] == 0)
             continue;
         known[n_known++] = i;
-        pool_ns[n_pools] = cost->knot_ns[i];
-        weight[n_pools] = cost->knot_weight[i];
+        pool_ns[n_pools] = exp(cost->level + cost->knot[i]);
+        weight[n_pools] = 1 / cost->knot_var[i];
         len[n_pools++] = 1;
         while (n_pools > 1 && pool_ns[n_pools - 2] > pool_ns[n_pools - 1]) {
             int to = n_pools - 2, from = n_pools - 1;
@@ -116,59 +114,78 @@ static void knots_fit(struct moge_step_cost *cost) {
     }
 }
 
-static void line_add(struct moge_step_cost *cost, double x, double y, double w) {
-    cost->sum_w += w;
-    cost->sum_x += w * x;
-    cost->sum_y += w * y;
-    cost->sum_xx += w * x * x;
-    cost->sum_xy += w * x * y;
+/* Whether a knot lies between known ones. */
+static bool knot_is_inside(const struct moge_step_cost *cost, int i) {
+    while (++i < MOGE_COST_KNOTS)
+        if (cost->knot_var[i] > 0)
+            return true;
+    return false;
 }
 
-/* Moves the knots on both sides towards the measurement, each by its share of it. */
+/* How far a measurement lies off the curve, no further than it is believed; learns how far they
+ * usually do.  var: of what is believed about the curve there. */
+static double deviation(struct moge_step_cost *cost, double expected_ns, double ns, double var) {
+    double sd = sqrt(var + cost->spread * cost->spread), off = log(ns / expected_ns);
+    off = fmin(fmax(off, -OUTLIER_SPREADS * sd), OUTLIER_SPREADS * sd);
+    double share = cost->spread / sd; /* of the deviation that is the measurement's */
+    cost->spread += (1.25 * fabs(off) * share - cost->spread) / FADE_SPREAD;
+    cost->spread = fmax(cost->spread, SPREAD_MIN);
+    cost->bias += (off / sd - cost->bias) / FADE_BIAS;
+    if (fabs(cost->bias) > BIAS_SPREADS) {
+        cost->level_var = fmax(cost->level_var, CHANGED_VAR);
+        for (int i = 0; i < MOGE_COST_KNOTS; i++)
+            if (cost->knot_var[i] > 0)
+                cost->knot_var[i] = fmax(cost->knot_var[i], CHANGED_VAR);
+        cost->bias = 0;
+    }
+    return off;
+}
+
+/* A measurement says something about the level of all sizes and about the size that it is of: each
+ * takes the part of the deviation that its uncertainty suggests (a Kalman filter without
+ * covariances).  So other programs, which slow down steps of all sizes, move the level only, and
+ * the choice, which rests on how sizes compare, does not follow every such wave. */
 static void knots_add(struct moge_step_cost *cost, int32_t n_rows, double ns) {
     double share;
     int below = knot_below(n_rows, &share);
-    if (share > 1)
-        share = 1;
-    double error = ns - moge_step_cost_ns(cost, n_rows);
+    share = fmin(share, 1);
+    double weights[2] = {1 - share, share}, var = 0;
+    double *vars = &cost->knot_var[below];
     for (int i = 0; i < MOGE_COST_KNOTS; i++)
-        cost->knot_weight[i] *= 1 - 1 / FADE_ELSEWHERE;
-    for (int i = below; i <= below + 1; i++) {
-        double w = i == below ? 1 - share : share;
-        if (w <= 0)
-            continue;
-        double *weight = &cost->knot_weight[i];
-        *weight = *weight * (1 - w / FADE_KNOT) + w;
-        double target = cost->fit_ns[i] + error;
-        cost->knot_ns[i] += (target - cost->knot_ns[i]) * w / *weight;
+        if (cost->knot_var[i] > 0 && cost->knot_var[i] < KNOT_VAR_MAX)
+            cost->knot_var[i] += KNOT_DRIFT;
+    cost->level_var += LEVEL_DRIFT;
+    for (int i = 0; i < 2; i++) {
+        if (weights[i] > 0 && vars[i] == 0) { /* known from now on */
+            cost->knot[below + i] = log(cost->fit_ns[below + i]) - cost->level;
+            vars[i] = knot_is_inside(cost, below + i) ? INSIDE_VAR : OUTSIDE_VAR;
+        }
+        var += weights[i] * weights[i] * vars[i];
     }
+    double off = deviation(cost, moge_step_cost_ns(cost, n_rows), ns, cost->level_var + var);
+    double sum = cost->level_var + var + cost->spread * cost->spread;
+    for (int i = 0; i < 2; i++) {
+        double gain = weights[i] * vars[i] / sum;
+        cost->knot[below + i] += gain * off;
+        vars[i] *= 1 - weights[i] * gain;
+    }
+    cost->level += cost->level_var / sum * off;
+    cost->level_var *= 1 - cost->level_var / sum;
+}
+
+/* The first measurement of all: the other sizes follow from it. */
+static void knots_begin(struct moge_step_cost *cost, int32_t n_rows, double ns) {
+    cost->spread = SPREAD_BEGIN;
+    for (int i = 0; i < MOGE_COST_KNOTS; i++)
+        cost->fit_ns[i] = extrapolate(ns, n_rows, knot_rows(i));
 }
 
 void moge_step_cost_observe(struct moge_step_cost *cost, int32_t n_rows, double ns) {
     if (n_rows < 1 || ns <= 0)
         return;
-    double x = n_rows;
-    /* Measured in proportion to size: a few long prompts must not decide what one row costs. */
-    if (cost->n_seen == 0) {
-        /* An imagined second measurement gives the line a slope until there is a true one. */
-        double one = ns / (1 - SLOPE_PRIOR + SLOPE_PRIOR * x);
-        double x2 = x < 8 ? 16 : 1;
-        line_add(cost, x2, one * (1 - SLOPE_PRIOR + SLOPE_PRIOR * x2), 0.05 / x2);
-    } else {
-        double expected = moge_step_cost_ns(cost, n_rows);
-        if (cost->n_seen > 8 && ns > OUTLIER * expected)
-            ns = OUTLIER * expected;
-        double keep = 1 - 1 / FADE_LINE;
-        cost->sum_w *= keep;
-        cost->sum_x *= keep;
-        cost->sum_y *= keep;
-        cost->sum_xx *= keep;
-        cost->sum_xy *= keep;
-    }
-    line_add(cost, x, ns, 1 / x);
+    if (cost->n_seen == 0)
+        knots_begin(cost, n_rows, ns);
     cost->n_seen += cost->n_seen < INT32_MAX;
-    line_fit(cost);
-    knots_fit(cost);
     knots_add(cost, n_rows, ns);
     knots_fit(cost);
 }
@@ -177,8 +194,13 @@ double moge_step_cost_ns(const struct moge_step_cost *cost, int32_t n_rows) {
     return cost->n_seen > 0 ? interpolate(cost->fit_ns, n_rows) : 0;
 }
 
-double moge_step_cost_weight(const struct moge_step_cost *cost, int32_t n_rows) {
-    return interpolate(cost->knot_weight, n_rows);
+double moge_step_cost_spread(const struct moge_step_cost *cost, int32_t n_rows) {
+    double share;
+    int below = knot_below(n_rows, &share), nearest = share < 0.5 ? below : below + 1;
+    double var = cost->knot_var[nearest];
+    if (var == 0)
+        var = knot_is_inside(cost, nearest) ? INSIDE_VAR : OUTSIDE_VAR;
+    return sqrt(var);
 }
 
 /* Two unknowns, no intercept, none negative.  Rounds and rows are often proportional (one sequence,

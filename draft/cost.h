@@ -2,9 +2,10 @@
 /* What things cost, learned while serving.
  *
  * A step of r rows takes t(r): concave at first (rows share expert weights), then linear (compute
- * binds).  t is kept at knots, each an average of what was measured near it lately.  Between
- * measured knots it is interpolated: for a concave curve that is too low, so an unknown number of
- * rows looks a little too cheap, is tried, and is known.  Drafting takes
+ * binds).  t is kept at knots, as logarithms above a level common to all: what slows the machine
+ * down as a whole moves the level, what a single size takes compared with the others moves its
+ * knot.  Unknown knots are interpolated: for a concave curve that is too low, so an unknown number
+ * of rows looks a little too cheap, is tried, and is known.  Drafting takes
  * t = per_round * rounds + per_row * rows.  Old measurements fade, so both follow the machine.
  * Engine thread. */
 #ifndef MOGE_DRAFT_COST_H
@@ -15,11 +16,12 @@
 #define MOGE_COST_KNOTS 36 /* every row count up to 8, then 4 an octave up to 1024 */
 
 struct moge_step_cost {
-    double sum_w, sum_x, sum_y, sum_xx, sum_xy; /* of the straight line, fading */
-    double knot_weight[MOGE_COST_KNOTS];        /* measurements near the knot, fading */
-    double knot_ns[MOGE_COST_KNOTS];            /* what they say */
-    double fit_ns[MOGE_COST_KNOTS];             /* the curve through them; never falls with rows */
-    double ns, ns_per_row;                      /* a straight line through everything, to report */
+    double level, level_var;          /* log ns, and the variance of what is believed */
+    double knot[MOGE_COST_KNOTS];     /* log, above the level */
+    double knot_var[MOGE_COST_KNOTS]; /* 0: never measured */
+    double fit_ns[MOGE_COST_KNOTS];   /* the curve through them; never falls with rows */
+    double spread;                    /* relative, of measurements about the curve */
+    double bias;                      /* the last few, in spreads; far from 0: costs have changed */
     int32_t n_seen;
 };
 
@@ -28,8 +30,8 @@ void moge_step_cost_observe(struct moge_step_cost *cost, int32_t n_rows, double 
 /* Expected time of a step; 0 as long as nothing was observed. */
 double moge_step_cost_ns(const struct moge_step_cost *cost, int32_t n_rows);
 
-/* How many measurements near n_rows are in memory. */
-double moge_step_cost_weight(const struct moge_step_cost *cost, int32_t n_rows);
+/* How uncertain that is compared with other sizes: relative, one standard deviation. */
+double moge_step_cost_spread(const struct moge_step_cost *cost, int32_t n_rows);
 
 struct moge_guess_cost {
     double sum_rounds2, sum_rounds_rows, sum_rows2, sum_rounds_y, sum_rows_y; /* fading */

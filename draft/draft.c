@@ -8,6 +8,8 @@
 
 #include "draft/policy.h"
 
+#define PROBE_NONE (-1)
+
 struct moge_draft {
     /* constant after new */
     struct moge_drafter drafter, lookup; /* ops NULL: there is none */
@@ -21,6 +23,7 @@ struct moge_draft {
     int32_t *asked_want;        /* [n_slots] */
     struct moge_plan *plans;    /* [n_slots] of every span of the batch */
     struct moge_lookup *looked; /* [n_slots] by slot: what was last looked up */
+    int32_t *probes;            /* [n_slots] by slot: a guess that was not offered, or PROBE_NONE */
     struct moge_draft_stats stats;
 };
 
@@ -42,11 +45,14 @@ int moge_draft_new(struct moge_draft **out, const struct moge_draft_options *opt
     draft->asked_want = calloc((size_t)options->n_slots, sizeof *draft->asked_want);
     draft->plans = calloc((size_t)options->n_slots, sizeof *draft->plans);
     draft->looked = calloc((size_t)options->n_slots, sizeof *draft->looked);
+    draft->probes = calloc((size_t)options->n_slots, sizeof *draft->probes);
     if (!draft->spans || !draft->want || !draft->asked || !draft->asked_want || !draft->plans ||
-        !draft->looked) {
+        !draft->looked || !draft->probes) {
         rc = moge_fail(err, MOGE_NOMEM, "no memory for drafting in %d slots", options->n_slots);
         goto fail;
     }
+    for (int32_t i = 0; i < options->n_slots; i++)
+        draft->probes[i] = PROBE_NONE;
     draft->drafter = options->drafter; /* last: on failure they stay the caller's */
     draft->lookup = options->lookup;
     *out = draft;
@@ -70,6 +76,7 @@ void moge_draft_free(struct moge_draft *draft) {
     free(draft->asked_want);
     free(draft->plans);
     free(draft->looked);
+    free(draft->probes);
     free(draft);
 }
 
@@ -146,18 +153,25 @@ static int32_t drafter_call(struct moge_draft *draft, int32_t n_spans, int32_t *
     return n_rounds;
 }
 
+/* The guess of a probe is taken back; it is only compared with what is decided in this step. */
+static void probe_keep(struct moge_draft *draft, struct moge_span *span) {
+    draft->probes[span->slot] = span->n_guess > 0 ? span->tokens[span->n_known] : PROBE_NONE;
+    span->n_guess = 0;
+    span->by_ngram = 0;
+}
+
 /* Fills the spans with the guesses that were chosen, and tells the policy what drafting took. */
 static void guess(struct moge_draft *draft, struct moge_batch *batch) {
     int32_t n_spans = 0, n_rounds = 0, n_rows = 0, n;
     for (int32_t i = 0; i < batch->n_spans; i++) {
         struct moge_span *span = &batch->spans[i];
         const struct moge_plan *plan = &draft->plans[i];
-        if (plan->n_lookup + plan->n_drafter == 0)
+        if (plan->n_lookup + plan->n_drafter == 0 && !plan->probe)
             continue;
         if (plan->n_lookup > 0)
             guesses_add(span, &draft->looked[span->slot], plan->n_lookup);
         draft->spans[n_spans] = span;
-        draft->want[n_spans++] = plan->n_lookup + plan->n_drafter;
+        draft->want[n_spans++] = plan->probe ? 1 : plan->n_lookup + plan->n_drafter;
     }
     int64_t begin_ns = draft->now_ns();
     while ((n = drafter_call(draft, n_spans, &n_rows)) > 0)
@@ -166,6 +180,10 @@ static void guess(struct moge_draft *draft, struct moge_batch *batch) {
         moge_policy_drafted(draft->policy, n_rounds, n_rows, draft->now_ns() - begin_ns);
     for (int32_t i = 0; i < n_spans; i++) {
         struct moge_span *span = draft->spans[i];
+        if (draft->plans[span - batch->spans].probe) {
+            probe_keep(draft, span);
+            continue;
+        }
         guesses_check(batch, span, draft->want[i]);
         span->n_rows += span->n_guess;
         span->n_logits += span->n_guess;
@@ -203,14 +221,17 @@ static bool is_decided_decode(const struct moge_span *span) {
     return span->n_logits > 0 && span->n_out > 0 && moge_span_is_decode(span);
 }
 
-void moge_draft_observe(struct moge_draft *draft, const struct moge_batch *batch,
-                        int64_t forward_ns) {
-    moge_policy_observe(draft->policy, batch, forward_ns);
+void moge_draft_observe(struct moge_draft *draft, const struct moge_batch *batch, int64_t step_ns) {
+    moge_policy_observe(draft->policy, batch, step_ns);
     for (int32_t i = 0; i < batch->n_spans; i++) {
         const struct moge_span *span = &batch->spans[i];
         if (!is_decided_decode(span))
             continue;
         draft->stats.len_chosen[span->n_guess]++;
+        if (draft->probes[span->slot] != PROBE_NONE)
+            moge_policy_probed(draft->policy, span,
+                               draft->probes[span->slot] == span->tokens[span->n_known]);
+        draft->probes[span->slot] = PROBE_NONE;
         for (int32_t j = 0; j < span->n_guess; j++) {
             draft->stats.offered[j]++;
             draft->stats.ngram_offered[j] += moge_span_is_by_ngram(span, j);
@@ -225,6 +246,7 @@ void moge_draft_observe(struct moge_draft *draft, const struct moge_batch *batch
 void moge_draft_forget(struct moge_draft *draft, int32_t slot) {
     moge_policy_forget(draft->policy, slot);
     draft->looked[slot].n = 0;
+    draft->probes[slot] = PROBE_NONE;
     if (draft->lookup.ops)
         draft->lookup.ops->forget(draft->lookup.self, slot);
     if (draft->drafter.ops)

@@ -15,54 +15,47 @@
  * lookup's, unless the drafter is so much more likely to be right that it is worth the drafter's
  * time.
  *
- * p comes from the request's own recent guesses at that position, leaning on its guesses at all
- * positions, leaning on everybody's.  Where nothing is guessed, estimates would never change again:
- * a small share of the time (PROBE_SHARE) is saved up, and spent on a step that gives every span
- * one guess.  A probe that is right gives back what it has saved. */
+ * Where nothing is guessed, estimates would never change again:
+ * a small share of the time (PROBE_SHARE) is saved up, and spent on guesses that are not offered
+ * but only compared with what is decided.  A probe that was right against expectation is paid back.
+ */
 #include "draft/policy.h"
 
 #include <stdlib.h>
 
+#include "draft/acceptance.h"
 #include "draft/match.h"
 
-/* Evidence fades to 1/e after this many guesses: a request's own, everybody's together, and the
- * short memory that tells when a request's text has changed its nature. */
-#define FADE_SLOT   64.0
-#define FADE_GLOBAL 400.0
-#define FADE_FAST   8.0
-/* The text has changed when the short memory is this many standard deviations off the long one. */
-#define CHANGE_SIGMAS 3.5
-/* Evidence also fades with steps that guessed nothing: the text has moved on. */
-#define FADE_IDLE 64.0
-/* The level above counts as much as this many guesses. */
-#define PRIOR_WEIGHT 8.0
-/* Before anything is known. */
-#define PRIOR_ACCEPT 0.6
-/* Nobody is always right. */
-#define ACCEPT_MAX 0.99
 /* A guess worth less than this is not considered. */
 #define GAIN_MIN 0.01
 /* Guessing must promise at least this much more tokens per second. */
 #define MARGIN 1.01
-/* Measurements of the step without guesses that must be in memory: when guessing is far better, and
- * when it is a close call. */
-#define ZERO_WEIGHT       0.5
-#define ZERO_WEIGHT_CLOSE 4.0
-#define CLOSE_CALL        1.2
+/* The step without guesses is measured where its time, compared with that of other steps, is less
+ * certain than this share of what guessing gains, within limits. */
+#define ZERO_SPREAD_SHARE 0.3
+#define ZERO_SPREAD_MIN   0.03
+#define ZERO_SPREAD_MAX   0.1
+/* A step may be so many standard deviations faster than believed; it is tried if then it would be
+ * so much better than the best. */
+#define HOPE_SPREADS 2.0
+#define HOPE_MIN     1.02
+/* More rounds of drafting are not tried where so many reach this share of the best. */
+#define ROUNDS_WORSE 0.9
 /* Share of the time that may be spent on probing, and the most that is saved up, in steps. */
 #define PROBE_SHARE 0.005
 #define PROBE_SAVED 2.0
-/* Share of the time saved by a probe that is given back, so that success is followed up soon. */
-#define PROBE_REFUND 0.5
 /* Before drafting was ever measured: a round, and a row, as a share of a step of one row. */
 #define GUESS_PRIOR     0.04
 #define GUESS_ROW_PRIOR 0.004
+/* What the drafter has to catch up with is expected to serve so many steps for each guess that
+ * there is room for. */
+#define DEBT_HORIZON 4.0
 
 struct policy_slot {
-    bool used;                                   /* between its first choice and forget */
-    struct moge_evidence at[MOGE_DRAFT_LEN_MAX]; /* by position of the guess */
-    struct moge_evidence all, fast;              /* at any position; long and short memory */
-    struct moge_own_matches matches; /* of the lookup's guesses; the rest: the drafter's */
+    bool used;                             /* between its first choice and forget */
+    struct moge_own_acceptance acceptance; /* of the drafter's guesses */
+    struct moge_own_matches matches;       /* of the lookup's */
+    double probe_ns;                       /* what its last probe was charged */
 };
 
 /* A span on its way through one choice. */
@@ -97,11 +90,11 @@ struct moge_policy {
     /* engine thread */
     struct moge_step_cost step;
     struct moge_guess_cost guess;
-    struct moge_evidence global[MOGE_DRAFT_LEN_MAX], global_all; /* everybody's */
-    struct moge_matches matches;                                 /* everybody's */
-    struct policy_slot *slots;                                   /* [n_slots] */
-    double probe_ns;                                             /* saved up for probing */
-    bool probing; /* the guesses of this step are a probe */
+    struct moge_acceptance acceptance; /* everybody's */
+    struct moge_matches matches;       /* everybody's */
+    struct policy_slot *slots;         /* [n_slots] */
+    double probe_ns;                   /* saved up for probing */
+    int32_t probe_next;                /* span whose turn it is */
     /* scratch of one choice */
     struct candidate *heap; /* [n_slots] largest key first */
     int32_t n_heap;
@@ -145,46 +138,6 @@ void moge_policy_forget(struct moge_policy *policy, int32_t i_slot) {
     policy->slots[i_slot] = (struct policy_slot){0};
 }
 
-/* ---- acceptance ---- */
-
-/* Probability that the guess at position j is right, given that those before it were. */
-static double accept_rate(const struct moge_policy *policy, const struct policy_slot *slot, int j) {
-    double everybody = moge_evidence_rate(&policy->global_all, PRIOR_ACCEPT, PRIOR_WEIGHT);
-    double everybody_here = moge_evidence_rate(&policy->global[j], everybody, PRIOR_WEIGHT);
-    /* What is special about the position is known from everybody; deep ones have little evidence.
-     */
-    double rate = moge_evidence_rate(&slot->all, everybody, PRIOR_WEIGHT);
-    rate *= everybody_here / everybody;
-    rate = moge_evidence_rate(&slot->at[j], rate < ACCEPT_MAX ? rate : ACCEPT_MAX, PRIOR_WEIGHT);
-    return rate < ACCEPT_MAX ? rate : ACCEPT_MAX;
-}
-
-static void evidence_scale_one(struct moge_evidence *evidence, double factor) {
-    evidence->n *= factor;
-    evidence->hits *= factor;
-}
-
-static void evidence_scale(struct policy_slot *slot, double factor) {
-    evidence_scale_one(&slot->all, factor);
-    for (int j = 0; j < MOGE_DRAFT_LEN_MAX; j++)
-        evidence_scale_one(&slot->at[j], factor);
-}
-
-/* One guess and its outcome, in the memories of its request. */
-static void slot_learn(struct policy_slot *slot, int j, bool hit) {
-    moge_evidence_add(&slot->at[j], hit, FADE_SLOT);
-    moge_evidence_add(&slot->all, hit, FADE_SLOT);
-    moge_evidence_add(&slot->fast, hit, FADE_FAST);
-    if (slot->fast.n < FADE_FAST / 2)
-        return;
-    double rate = slot->all.hits / slot->all.n, off = slot->fast.hits / slot->fast.n - rate;
-    double variance = rate * (1 - rate) > 0.02 ? rate * (1 - rate) : 0.02;
-    if (off * off * slot->fast.n < CHANGE_SIGMAS * CHANGE_SIGMAS * variance)
-        return;
-    evidence_scale(slot, 0.1);
-    slot->all = slot->fast;
-}
-
 /* ---- cost of drafting ---- */
 
 static double round_ns(const struct moge_policy *policy) {
@@ -201,13 +154,13 @@ static int32_t debt_rows(const struct moge_drafter *drafter, const struct moge_s
     return drafter->ops && drafter->ops->debt ? drafter->ops->debt(drafter->self, span) : 0;
 }
 
-/* Up to two rows come with every full acceptance and are the price of this step.  More is what
- * piled up while nothing was guessed, or a prompt: paid once, of use for the steps to come.  How
- * many those are is unknown; the room for guesses is a hint, since it ends with the request. */
+/* One row comes with every full acceptance and is the price of this step.  More is what piled up
+ * while nothing was guessed, or a prompt: paid once, of use for the steps to come.  How many those
+ * are is unknown; the room for guesses is a hint, since it ends with the request. */
 static double debt_charge_ns(const struct moge_policy *policy, const struct moge_span *span,
                              int32_t n_rows) {
-    double now = n_rows < 2 ? n_rows : 2;
-    return guess_row_ns(policy) * (now + (n_rows - now) / (2.0 * span->guess_max));
+    double now = n_rows < 1 ? n_rows : 1;
+    return guess_row_ns(policy) * (now + (n_rows - now) / (DEBT_HORIZON * span->guess_max));
 }
 
 /* ---- heap ---- */
@@ -253,7 +206,9 @@ static struct prices prices_of(const struct moge_policy *policy, const struct mo
     prices.tokens_per_ns = ns > 0 ? n_decode / ns : 0;
     prices.round_ns = round_ns(policy) / (n_drafting > 1 ? n_drafting : 1);
     prices.row_ns =
-        moge_step_cost_ns(&policy->step, n_rows + 1) - moge_step_cost_ns(&policy->step, n_rows) + 1;
+        (moge_step_cost_ns(&policy->step, 2 * n_rows) - moge_step_cost_ns(&policy->step, n_rows)) /
+            n_rows +
+        1;
     return prices;
 }
 
@@ -277,7 +232,8 @@ static bool candidate_next(const struct moge_policy *policy, const struct moge_s
     bool looks = first && c->lookup && n_lookup < c->lookup->n;
     if (!drafts && !looks)
         return false;
-    double rate = drafts ? accept_rate(policy, slot, j) : 0, rate_lookup = 0;
+    double rate = drafts ? moge_acceptance_rate(&policy->acceptance, &slot->acceptance, j) : 0,
+           rate_lookup = 0;
     c->draft_ns = prices->guess_row_ns;
     if (first) /* what was looked up before is history to the drafter */
         c->draft_ns += c->debt_ns + n_lookup * prices->guess_row_ns;
@@ -350,7 +306,7 @@ static int32_t choose_fixed(struct moge_policy *policy, const struct moge_batch 
 }
 
 static void heap_fill(struct moge_policy *policy, const struct moge_batch *batch,
-                      const struct moge_lookup *lookups) {
+                      const struct moge_lookup *lookups, int32_t n_rounds) {
     policy->n_heap = 0;
     for (int32_t i = 0; i < batch->n_spans; i++) {
         const struct moge_span *span = &batch->spans[i];
@@ -358,34 +314,60 @@ static void heap_fill(struct moge_policy *policy, const struct moge_batch *batch
             continue;
         struct candidate c = candidate_begin(policy, batch, i, lookups);
         MOGE_ASSERT(policy->n_heap < policy->n_slots);
-        if (candidate_next(policy, span, &c) && c.reached >= GAIN_MIN)
+        if (candidate_next(policy, span, &c) && c.reached >= GAIN_MIN && !c.looked_up <= n_rounds)
             policy->heap[policy->n_heap++] = c;
     }
     for (int32_t i = policy->n_heap / 2 - 1; i >= 0; i--)
         heap_down(policy, i);
 }
 
-/* The step that guessing is compared with must itself be measured now and then, or a wrong belief
- * about it would never meet a fact; the more often, the closer the call. */
-static bool must_measure_zero(const struct moge_policy *policy, const struct moge_batch *batch,
-                              double advantage) {
-    int32_t n_rows = moge_batch_rows(batch);
-    return n_rows == moge_batch_logits(batch) &&
-           moge_step_cost_weight(&policy->step, n_rows) <
-               (advantage > CLOSE_CALL ? ZERO_WEIGHT : ZERO_WEIGHT_CLOSE);
+/* The first n guesses in the order of gain per cost, where the drafter makes n_rounds at most. */
+struct beginning {
+    int32_t n_rounds, n;
+    double rate;       /* tokens per ns */
+    double tokens, ns; /* of the step, by what is believed */
+};
+
+/* The best by what is believed, and by what may be hoped. */
+struct best {
+    struct beginning known, hope;
+};
+
+static void best_update(const struct moge_policy *policy, const struct outlook *outlook, int32_t n,
+                        int32_t n_rounds, struct best *best) {
+    double hope_ns = outlook->ns - HOPE_SPREADS *
+                                       moge_step_cost_ns(&policy->step, outlook->n_rows) *
+                                       moge_step_cost_spread(&policy->step, outlook->n_rows);
+    struct beginning here = {n_rounds, n, outlook->tokens / outlook->ns * (n == 0 ? MARGIN : 1),
+                             outlook->tokens, outlook->ns};
+    if (here.rate > best->known.rate)
+        best->known = here;
+    here.rate = outlook->tokens / hope_ns;
+    if (hope_ns > 0 && here.rate > best->hope.rate)
+        best->hope = here;
 }
 
-/* Returns how many guesses of policy->order make the fastest step, and how many times the tokens
- * per second of a step without them it should reach. */
-static int32_t choose_auto(struct moge_policy *policy, const struct moge_batch *batch,
-                           const struct moge_lookup *lookups, int32_t room, struct outlook outlook,
-                           double *advantage) {
-    if (outlook.ns <= 0)
-        return 0;
-    heap_fill(policy, batch, lookups);
-    double zero_rate = outlook.tokens / outlook.ns, best_rate = MARGIN * zero_rate;
-    int32_t n = 0, n_best = 0;
-    while (policy->n_heap > 0 && n < room) {
+/* What is never done is never measured: a wrong belief that a step is slow would last for ever.  So
+ * if another one may be better as far as anybody knows, it is done now and then, paid from what is
+ * saved up for probing. */
+static struct beginning best_or_hope(struct moge_policy *policy, const struct best *best) {
+    const struct beginning *hope = &best->hope;
+    if ((hope->n == best->known.n && hope->n_rounds == best->known.n_rounds) ||
+        hope->rate < HOPE_MIN * best->known.rate)
+        return best->known;
+    double cost_ns = hope->ns - hope->tokens / best->known.rate;
+    if (cost_ns > policy->probe_ns)
+        return best->known;
+    policy->probe_ns -= cost_ns > 0 ? cost_ns : 0;
+    return *hope;
+}
+
+/* Puts up to n_max guesses into policy->order, best gain per cost first. */
+static void walk(struct moge_policy *policy, const struct moge_batch *batch,
+                 const struct moge_lookup *lookups, int32_t n_rounds, int32_t n_max,
+                 struct outlook outlook, struct best *best) {
+    heap_fill(policy, batch, lookups, n_rounds);
+    for (int32_t n = 0; policy->n_heap > 0 && n < n_max;) {
         struct candidate *first = &policy->heap[0];
         outlook.tokens += first->reached;
         outlook.ns += moge_step_cost_ns(&policy->step, outlook.n_rows + 1) -
@@ -397,42 +379,76 @@ static int32_t choose_auto(struct moge_policy *policy, const struct moge_batch *
             outlook.ns += round_ns(policy);
         }
         policy->order[n++] = (struct choice){first->i_span, first->looked_up};
-        if (outlook.tokens / outlook.ns > best_rate) {
-            best_rate = outlook.tokens / outlook.ns;
-            n_best = n;
-        }
+        best_update(policy, &outlook, n, n_rounds, best);
         if (!candidate_next(policy, &batch->spans[first->i_span], first) ||
-            first->reached < GAIN_MIN)
+            first->reached < GAIN_MIN || first->plan.n_drafter + !first->looked_up > n_rounds)
             policy->heap[0] = policy->heap[--policy->n_heap];
         heap_down(policy, 0);
     }
-    *advantage = best_rate / zero_rate;
-    return n_best;
 }
 
-/* One guess for every auto span, if that has been saved up for: then acceptance and the cost of a
- * wider step are known again.  Spans with so much to catch up with that it costs as much as a step
- * are left out. */
-static int32_t probe(struct moge_policy *policy, const struct moge_batch *batch, int32_t room) {
-    const struct moge_drafter *drafter = policy->prices.drafter;
-    int32_t n_rows = moge_batch_rows(batch), n_probes = 0;
-    double step_ns = moge_step_cost_ns(&policy->step, n_rows), cost_ns = round_ns(policy);
-    for (int32_t i = 0; i < batch->n_spans && n_probes < room; i++) {
+/* The step that guessing is compared with must itself be measured now and then, the more often, the
+ * closer the call: this belief is what keeps guessing from costing anything. */
+static bool must_measure_zero(const struct moge_policy *policy, const struct moge_batch *batch,
+                              double advantage) {
+    double most = ZERO_SPREAD_SHARE * (advantage - 1);
+    most = most < ZERO_SPREAD_MIN ? ZERO_SPREAD_MIN : most;
+    most = most > ZERO_SPREAD_MAX ? ZERO_SPREAD_MAX : most;
+    return moge_step_cost_spread(&policy->step, moge_batch_rows(batch)) > most;
+}
+
+/* Returns how many guesses of policy->order make the fastest step.  A round of drafting is shared
+ * by all spans that go so deep, so each number of rounds is tried by itself, until more of them are
+ * clearly worse. */
+static int32_t choose_auto(struct moge_policy *policy, const struct moge_batch *batch,
+                           const struct moge_lookup *lookups, int32_t room,
+                           struct outlook outlook) {
+    static const int32_t rounds[] = {0, 1, 2, 3, 4, 6, 8, 11, MOGE_DRAFT_LEN_MAX};
+    if (outlook.ns <= 0)
+        return 0;
+    struct best best = {0};
+    best_update(policy, &outlook, 0, 0, &best);
+    for (int i = 0; i < (int)(sizeof rounds / sizeof rounds[0]); i++) {
+        struct best here = {0};
+        walk(policy, batch, lookups, rounds[i], room, outlook, &here);
+        if (here.known.rate > best.known.rate)
+            best.known = here.known;
+        if (here.hope.rate > best.hope.rate)
+            best.hope = here.hope;
+        if (rounds[i] > 1 && here.hope.rate < ROUNDS_WORSE * best.known.rate)
+            break;
+    }
+    bool prefill = moge_batch_rows(batch) != moge_batch_logits(batch);
+    if (!prefill && best.known.n > 0 &&
+        must_measure_zero(policy, batch, best.known.rate * outlook.ns / outlook.tokens))
+        return 0;
+    struct beginning chosen = prefill ? best.known : best_or_hope(policy, &best);
+    walk(policy, batch, lookups, chosen.n_rounds, chosen.n, outlook, &best);
+    return chosen.n;
+}
+
+/* Spans that guess nothing get a guess that is not offered, as many as has been saved up for: then
+ * acceptance is known again, at the price of drafting alone.  They take turns. */
+static int32_t probe(struct moge_policy *policy, const struct moge_batch *batch, int32_t n_rounds,
+                     struct moge_plan *plans) {
+    double first_ns = n_rounds > 0 ? 0 : round_ns(policy);
+    int32_t n_probes = 0, begin = policy->probe_next;
+    for (int32_t k = 0; k < batch->n_spans; k++) {
+        int32_t i = (begin + k) % batch->n_spans;
         const struct moge_span *span = &batch->spans[i];
         if (!may_guess(span) || span->spec_mode != MOGE_SPEC_AUTO ||
-            !may_draft(&policy->prices, span))
+            plans[i].n_lookup + plans[i].n_drafter > 0 || !may_draft(&policy->prices, span))
             continue;
-        double catch_up_ns = guess_row_ns(policy) * debt_rows(drafter, span);
-        if (catch_up_ns > step_ns)
+        double ns = guess_row_ns(policy) * (1 + debt_rows(policy->prices.drafter, span));
+        if (first_ns + ns > policy->probe_ns)
             continue;
-        cost_ns += catch_up_ns + guess_row_ns(policy);
-        policy->order[n_probes++] = (struct choice){.i_span = i};
+        policy->probe_ns -= first_ns + ns;
+        policy->slots[span->slot].probe_ns = first_ns + ns;
+        first_ns = 0;
+        plans[i].probe = true;
+        policy->probe_next = i + 1;
+        n_probes++;
     }
-    cost_ns += moge_step_cost_ns(&policy->step, n_rows + n_probes) - step_ns;
-    if (n_probes == 0 || cost_ns > policy->probe_ns)
-        return 0;
-    policy->probe_ns -= cost_ns;
-    policy->probing = true;
     return n_probes;
 }
 
@@ -444,7 +460,6 @@ int32_t moge_policy_choose(struct moge_policy *policy, const struct moge_batch *
     struct outlook outlook = {.n_rows = moge_batch_rows(batch)};
     int32_t n_decode = 0;
     bool any_auto = false;
-    policy->probing = false;
     for (int32_t i = 0; i < batch->n_spans; i++) {
         const struct moge_span *span = &batch->spans[i];
         MOGE_ASSERT(span->slot >= 0 && span->slot < policy->n_slots);
@@ -463,18 +478,15 @@ int32_t moge_policy_choose(struct moge_policy *policy, const struct moge_batch *
     outlook.n_rows += n_fixed;
     outlook.ns +=
         moge_step_cost_ns(&policy->step, n_decode + n_fixed) + outlook.n_rounds * round_ns(policy);
-    double advantage = 1;
-    int32_t n_auto = choose_auto(policy, batch, lookups, room - n_fixed, outlook, &advantage);
-    if (n_fixed == 0 && n_auto > 0 && must_measure_zero(policy, batch, advantage))
-        return 0;
-    if (n_auto == 0)
-        n_auto = probe(policy, batch, room - n_fixed);
+    int32_t n_auto = choose_auto(policy, batch, lookups, room - n_fixed, outlook);
+    int32_t n_rounds = outlook.n_rounds;
     for (int32_t i = 0; i < n_auto; i++) {
         struct moge_plan *plan = &plans[policy->order[i].i_span];
         plan->n_lookup += policy->order[i].looked_up;
         plan->n_drafter += !policy->order[i].looked_up;
+        n_rounds = plan->n_drafter > n_rounds ? plan->n_drafter : n_rounds;
     }
-    return n_fixed + n_auto;
+    return n_fixed + n_auto + probe(policy, batch, n_rounds, plans);
 }
 
 bool moge_policy_prefers_lookup(const struct moge_policy *policy, const struct moge_span *span,
@@ -482,8 +494,9 @@ bool moge_policy_prefers_lookup(const struct moge_policy *policy, const struct m
     const struct prices *prices = &policy->prices;
     const struct policy_slot *slot = &policy->slots[span->slot];
     double rate = moge_match_rate(&policy->matches, &slot->matches, lookup->match_len);
-    return lookup_is_better(prices, rate, accept_rate(policy, slot, span->n_guess),
-                            prices->guess_row_ns + prices->round_ns);
+    return lookup_is_better(
+        prices, rate, moge_acceptance_rate(&policy->acceptance, &slot->acceptance, span->n_guess),
+        prices->guess_row_ns + prices->round_ns);
 }
 
 /* ---- learning ---- */
@@ -502,54 +515,57 @@ void moge_policy_looked(struct moge_policy *policy, const struct moge_span *span
     }
 }
 
+static void drafter_learn(struct moge_policy *policy, struct policy_slot *slot, int32_t j,
+                          bool hit) {
+    /* A request that has ended in this step leaves nothing behind in its slot. */
+    moge_acceptance_learn(&policy->acceptance, slot->used ? &slot->acceptance : NULL, j, hit);
+}
+
+void moge_policy_probed(struct moge_policy *policy, const struct moge_span *span, bool hit) {
+    struct policy_slot *slot = &policy->slots[span->slot];
+    if (hit) /* the less it was expected, the sooner it is followed up */
+        policy->probe_ns +=
+            slot->probe_ns * (1 - moge_acceptance_rate(&policy->acceptance, &slot->acceptance, 0));
+    drafter_learn(policy, slot, 0, hit);
+}
+
 static void observe_span(struct moge_policy *policy, const struct moge_span *span) {
     struct policy_slot *slot = &policy->slots[span->slot];
     int32_t n_drafted = 0;
     for (int32_t j = 0; j < span->n_guess && j <= span->n_accepted; j++) {
-        bool hit = j < span->n_accepted;
         if (moge_span_is_by_ngram(span, j)) /* see moge_policy_looked */
             continue;
         n_drafted++;
-        moge_evidence_add(&policy->global[j], hit, FADE_GLOBAL);
-        moge_evidence_add(&policy->global_all, hit, FADE_GLOBAL);
-        /* A request that has ended in this step leaves nothing behind in its slot. */
-        if (slot->used)
-            slot_learn(slot, j, hit);
+        drafter_learn(policy, slot, j, j < span->n_accepted);
     }
-    /* The text moves on while the drafter says nothing. */
     if (n_drafted == 0)
-        evidence_scale(slot, 1 - 1 / FADE_IDLE);
-    /* So it does beyond the last guess: a bad start of a position must not be its end. */
-    for (int32_t j = span->n_guess; n_drafted > 0 && j < MOGE_DRAFT_LEN_MAX; j++) {
-        evidence_scale_one(&slot->at[j], 1 - 1 / FADE_IDLE);
-        evidence_scale_one(&policy->global[j], 1 - 1 / FADE_GLOBAL);
-    }
+        moge_acceptance_idle(&slot->acceptance);
 }
 
 void moge_policy_observe(struct moge_policy *policy, const struct moge_batch *batch,
-                         int64_t forward_ns) {
-    if (forward_ns > 0)
-        moge_step_cost_observe(&policy->step, moge_batch_rows(batch), (double)forward_ns);
-    int32_t n_decode = 0, n_accepted = 0;
+                         int64_t step_ns) {
+    double ns = (double)step_ns;
+    if (policy->step.n_seen == 0) /* nothing is known: what a later start would have saved */
+        policy->probe_ns = PROBE_SAVED * ns;
+    if (step_ns > 0)
+        moge_step_cost_observe(&policy->step, moge_batch_rows(batch), ns);
     for (int32_t i = 0; i < batch->n_spans; i++) {
         const struct moge_span *span = &batch->spans[i];
         /* Nothing decided: a chunk of a prompt, or a step that failed. */
-        if (span->n_logits == 0 || span->n_out == 0)
-            continue;
-        observe_span(policy, span);
-        n_decode++;
-        n_accepted += span->n_accepted;
+        if (span->n_logits > 0 && span->n_out > 0)
+            observe_span(policy, span);
     }
-    policy->probe_ns += PROBE_SHARE * (double)forward_ns;
-    if (policy->probing && n_decode > 0)
-        policy->probe_ns +=
-            PROBE_REFUND * moge_step_cost_ns(&policy->step, n_decode) * n_accepted / n_decode;
-    if (policy->probe_ns > PROBE_SAVED * (double)forward_ns)
-        policy->probe_ns = PROBE_SAVED * (double)forward_ns;
+    policy->probe_ns += PROBE_SHARE * ns;
+    if (policy->probe_ns > PROBE_SAVED * ns)
+        policy->probe_ns = PROBE_SAVED * ns;
 }
 
 void moge_policy_stats(const struct moge_policy *policy, struct moge_draft_stats *out) {
     out->guess_ns = round_ns(policy) + guess_row_ns(policy);
-    out->row_ns[0] = policy->step.ns;
-    out->row_ns[1] = policy->step.ns_per_row;
+    /* A straight line through two points of the curve. */
+    double one = moge_step_cost_ns(&policy->step, 1), many = moge_step_cost_ns(&policy->step, 33);
+    out->row_ns[1] = (many - one) / 32;
+    out->row_ns[0] = one - out->row_ns[1];
+    for (int i = 0; i < MOGE_STEP_COSTS; i++)
+        out->step_ns[i] = moge_step_cost_ns(&policy->step, 1 << i);
 }

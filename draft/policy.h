@@ -23,11 +23,13 @@ void moge_policy_free(struct moge_policy *policy);
 /* The guesses of one span: those looked up come first. */
 struct moge_plan {
     int32_t n_lookup, n_drafter;
+    bool probe; /* none of these, but one that is compared with what is decided, not offered */
 };
 
 /* Fills plans[i] for every span of the batch, within guess_max and the batch's caps; returns the
- * sum of their guesses.  The drafter (ops NULL: none) says what a first guess must catch up with;
- * lookups[slot] is what was looked up for the span in that slot (NULL: nobody looks up). */
+ * sum of their guesses and probes.  The drafter (ops NULL: none) says what a first guess must catch
+ * up with; lookups[slot] is what was looked up for the span in that slot (NULL: nobody looks up).
+ */
 int32_t moge_policy_choose(struct moge_policy *policy, const struct moge_batch *batch,
                            const struct moge_drafter *drafter, const struct moge_lookup *lookups,
                            struct moge_plan *plans);
@@ -40,12 +42,15 @@ bool moge_policy_prefers_lookup(const struct moge_policy *policy, const struct m
 void moge_policy_looked(struct moge_policy *policy, const struct moge_span *span,
                         const struct moge_lookup *lookup);
 
+/* Whether the guess that a probe made was what the target decided. */
+void moge_policy_probed(struct moge_policy *policy, const struct moge_span *span, bool hit);
+
 /* How long drafting took: rounds of one row per sequence, and rows in all, catch-up included. */
 void moge_policy_drafted(struct moge_policy *policy, int32_t n_rounds, int32_t n_rows, int64_t ns);
 
-/* The batch after accept, and how long its forward took. */
+/* The batch after accept, and how long forward and accept took. */
 void moge_policy_observe(struct moge_policy *policy, const struct moge_batch *batch,
-                         int64_t forward_ns);
+                         int64_t step_ns);
 
 void moge_policy_forget(struct moge_policy *policy, int32_t slot);
 

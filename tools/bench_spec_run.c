@@ -225,8 +225,8 @@ static int64_t step(struct spec_bench *bench, struct moge_draft *draft, int32_t 
     int64_t begin_ns = moge_spec_now_ns();
     if (moge_engine_forward(bench->engine, batch) != 0)
         return -1;
-    int64_t forward_ns = moge_spec_now_ns() - begin_ns, n_out = 0;
     moge_accept_batch(bench->accept, batch);
+    int64_t step_ns = moge_spec_now_ns() - begin_ns, n_out = 0;
     for (int32_t i = 0; i < batch->n_spans; i++) {
         const struct moge_span *span = &batch->spans[i];
         bench->n_known[span->slot] += span->n_out;
@@ -234,7 +234,7 @@ static int64_t step(struct spec_bench *bench, struct moge_draft *draft, int32_t 
         out->n_offered += span->n_guess;
         out->n_accepted += span->n_accepted;
     }
-    moge_draft_observe(draft, batch, forward_ns);
+    moge_draft_observe(draft, batch, step_ns);
     return n_out;
 }
 

@@ -85,11 +85,13 @@ void moge_draft_free(struct moge_draft *draft);
  * exceeds a span's guess_max nor the batch's caps on rows and logits. */
 void moge_draft_propose(struct moge_draft *draft, struct moge_batch *batch);
 
-/* Feeds the policy: the batch after accept, and how long its forward took. */
-void moge_draft_observe(struct moge_draft *draft, const struct moge_batch *batch,
-                        int64_t forward_ns);
+/* Feeds the policy: the batch after accept, and how long forward and accept took: what more rows
+ * make longer. */
+void moge_draft_observe(struct moge_draft *draft, const struct moge_batch *batch, int64_t step_ns);
 
 void moge_draft_forget(struct moge_draft *draft, int32_t slot);
+
+#define MOGE_STEP_COSTS 8
 
 struct moge_draft_stats {
     uint64_t offered[MOGE_DRAFT_LEN_MAX],
@@ -97,6 +99,7 @@ struct moge_draft_stats {
     uint64_t ngram_offered[MOGE_DRAFT_LEN_MAX],
         ngram_accepted[MOGE_DRAFT_LEN_MAX];      /* of which looked up */
     uint64_t len_chosen[MOGE_DRAFT_LEN_MAX + 1]; /* draft lengths offered to decode spans */
+    double step_ns[MOGE_STEP_COSTS]; /* what a step of 1, 2, 4, 8, ... rows is expected to take */
     double guess_ns, row_ns[2]; /* cost estimates: per guess; step = row_ns[0] + row_ns[1] * rows */
 };
 void moge_draft_stats(const struct moge_draft *draft, struct moge_draft_stats *out);

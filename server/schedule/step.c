@@ -21,7 +21,8 @@ static void lap(struct moge_step *step, enum moge_phase phase) {
 /* What the step took goes to the draft policy, the scheduler and the metrics. */
 static void measure(struct moge_step *step, int rc, int64_t begin_ns) {
     if (rc == 0) {
-        moge_draft_observe(step->draft, &step->batch, step->phase_ns[MOGE_PHASE_FORWARD]);
+        moge_draft_observe(step->draft, &step->batch,
+                           step->phase_ns[MOGE_PHASE_FORWARD] + step->phase_ns[MOGE_PHASE_ACCEPT]);
         moge_sched_observe(step->sched, &step->batch, step->lap_ns - begin_ns);
     }
     lap(step, MOGE_PHASE_OBSERVE);

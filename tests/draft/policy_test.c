@@ -129,6 +129,10 @@ static int32_t run_step(struct run *run, enum moge_spec_mode mode, int32_t len) 
         struct moge_span *span = &run->spans[i];
         while (span->n_accepted < span->n_guess && unit() < world.accept[span->n_accepted])
             span->n_accepted++;
+        /* Guesses are 1; what the target says otherwise is 2, also where nothing was offered. */
+        bool hit = span->n_guess == 0 && unit() < world.accept[0];
+        for (int32_t j = 0; j <= span->n_accepted; j++)
+            span->tokens[span->n_known + j] = j < span->n_accepted || hit ? 1 : 2;
         n_out += span->n_out = span->n_accepted + 1;
     }
     moge_draft_observe(run->draft, batch, forward_ns);
@@ -190,7 +194,9 @@ static void never_slower_than_off_and_near_the_best_fixed_length(void **state) {
                            "(%.3f of best)\n",
                            batches[b], accepts[a], drafters[d], off, best, automatic,
                            automatic / best);
-                if (automatic < 0.985 * off || automatic < 0.96 * best)
+                /* Trying what may be better costs most where a guess takes a fifth of a step. */
+                double floor = drafters[d] > 0.1 ? 0.94 : 0.96;
+                if (automatic < 0.975 * off || automatic < floor * best)
                     fail_msg("batch %d, acceptance %.2f, drafter %.3f: off %.1f, best %.1f, auto "
                              "%.1f tokens/s",
                              batches[b], accepts[a], drafters[d], off, best, automatic);
@@ -271,7 +277,9 @@ static void zero_is_a_real_zero(void **state) {
     struct moge_draft_stats stats;
     moge_draft_stats(run.draft, &stats);
     assert_true(stats.len_chosen[0] > 8 * 1900);
-    assert_true(n_calls > 0 && n_calls < 250); /* probes, half a percent of the time */
+    /* Probes, half a percent of the time. */
+    assert_true(n_calls > 0 &&
+                n_calls * (world.round_ns + 8 * world.row_ns) < 0.01 * (double)clock_ns);
     assert_int_equal(stats.accepted[0], 0);
     moge_draft_free(run.draft);
 }
