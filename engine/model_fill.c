@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include "engine/model_load.h"
@@ -102,8 +103,8 @@ static bool rows_convert(const struct moge_pack_job *job, const unsigned char *s
     return true;
 }
 
-/* Rows begin..end of one matrix, begin a multiple of MOGE_PANEL_ROWS, from `source`, where the file
- * has them or a copy. */
+/* Rows begin..end of one matrix, begin a multiple of MOGE_PANEL_ROWS, from `source`, a copy
+ * of them. */
 static bool job_run(const struct moge_pack_job *job, const unsigned char *source, int32_t begin,
                     int32_t end, const struct scratch *scratch) {
     const struct moge_matrix *m = job->matrix;
@@ -139,18 +140,16 @@ static bool pages_map(const unsigned char *begin, size_t bytes) {
 #endif
 }
 
-/* Rows begin..end of a matrix that moves are read rather than mapped: a page that is looked at once
- * costs more to map than to copy. */
-static const unsigned char *source_take(const struct filling *filling,
-                                        const struct moge_pack_job *job, int32_t begin, int32_t end,
-                                        const struct scratch *scratch) {
+/* Reads rows begin..end into the unit.  Those of a matrix that is used where it lies are mapped
+ * too, but looked at in the copy: what a page costs when it is first touched is then paid by
+ * whoever computes with it. */
+static bool source_take(const struct filling *filling, const struct moge_pack_job *job,
+                        int32_t begin, int32_t end, const struct scratch *scratch) {
     const unsigned char *source = job->source + (size_t)begin * row_bytes(job);
     size_t bytes = (size_t)(end - begin) * row_bytes(job);
-    if (job->in_place)
-        return pages_map(source, bytes) ? source : NULL;
-    return moge_gguf_read(filling->loader->gguf, source, bytes, scratch->unit, NULL) == 0
-               ? scratch->unit
-               : NULL;
+    if (moge_gguf_read(filling->loader->gguf, source, bytes, scratch->unit, NULL) != 0)
+        return false;
+    return !job->in_place || pages_map(source, bytes);
 }
 
 /* Units are taken by whoever is free, in order: a thread that the machine has no time for delays
@@ -167,9 +166,9 @@ static void units_run(struct filling *filling, bool reports, const struct scratc
         const struct moge_pack_job *job = &loader->jobs[i];
         int32_t n = unit_rows(job), begin = (int32_t)(unit - first_unit) * n;
         int32_t left = job->matrix->n_out - begin, end = begin + (left < n ? left : n);
-        const unsigned char *source = source_take(filling, job, begin, end, scratch);
-        if (!source || !job_run(job, source, begin, end, scratch)) {
-            atomic_store(&filling->failed, source ? (int)i + 1 : UNREADABLE);
+        bool readable = source_take(filling, job, begin, end, scratch);
+        if (!readable || !job_run(job, scratch->unit, begin, end, scratch)) {
+            atomic_store(&filling->failed, readable ? (int)i + 1 : UNREADABLE);
             return;
         }
         uint64_t bytes = (uint64_t)(end - begin) * row_bytes(job);
@@ -206,11 +205,20 @@ static int memory_lock(const struct moge_loader *loader) {
         if (job->in_place)
             locked = mlock((void *)begin, (uintptr_t)job->source + job->source_bytes - begin) == 0;
     }
-    if (!locked)
-        return moge_fail(loader->err, MOGE_IO,
-                         "cannot lock %llu bytes of weights in memory: raise LimitMEMLOCK",
-                         (unsigned long long)loader->weight_bytes);
-    return 0;
+    if (locked)
+        return 0;
+    int why = errno;
+    struct rlimit limit = {0};
+    bool limited = getrlimit(RLIMIT_MEMLOCK, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY &&
+                   limit.rlim_cur < loader->weight_bytes;
+    return limited
+               ? moge_fail(loader->err, MOGE_IO,
+                           "cannot lock %.1f MiB of weights in memory: the limit is %.1f MiB; "
+                           "raise it (LimitMEMLOCK= of the unit, ulimit -l) or leave mlock off",
+                           (double)loader->weight_bytes / 1048576.0,
+                           (double)limit.rlim_cur / 1048576.0)
+               : moge_fail(loader->err, MOGE_IO, "cannot lock %.1f MiB of weights in memory: %s",
+                           (double)loader->weight_bytes / 1048576.0, strerror(why));
 }
 
 int moge_model_fill(struct moge_loader *loader) {
