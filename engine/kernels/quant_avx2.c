@@ -53,8 +53,18 @@ INLINE void block_q4_0(const uint8_t *quads, __m256 w_d, const struct moge_qrow 
     }
 }
 
-PANELS(q8_0, MOGE_PANEL_Q8_0_BYTES)
-PANELS(q4_0, MOGE_PANEL_Q4_0_BYTES)
+PANELS(walk_q8_0, 1, tile, q8_0, MOGE_PANEL_Q8_0_BYTES)
+PANELS(walk_q4_0, 1, tile, q4_0, MOGE_PANEL_Q4_0_BYTES)
+
+static void panels_q8_0(const void *panels, int32_t n_panels, int32_t n_in,
+                        const struct moge_qrow *rows, int32_t n_rows, float *const *out) {
+    walk_q8_0(panels, 0, n_panels, n_in, rows, n_rows, out);
+}
+
+static void panels_q4_0(const void *panels, int32_t n_panels, int32_t n_in,
+                        const struct moge_qrow *rows, int32_t n_rows, float *const *out) {
+    walk_q4_0(panels, 0, n_panels, n_in, rows, n_rows, out);
+}
 
 static float largest_magnitude(const float *x) {
     const __m256 sign = _mm256_set1_ps(-0.0f);

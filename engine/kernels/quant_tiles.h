@@ -84,7 +84,7 @@ INLINE int32_t tile_rows(int32_t left) {
     return left >= 2 * MOGE_QUANT_TILE ? MOGE_QUANT_TILE : (left + 1) / 2;
 }
 
-#define TILE_CASE(rows_in_tile, type, block_bytes)                                                 \
+#define TILE_CASE(rows_in_tile, tile, type, block_bytes)                                           \
     case rows_in_tile:                                                                             \
         if (rows_in_tile <= MOGE_QUANT_TILE)                                                       \
             tile(at, ahead, n_in / BLOCK, rows + r, out + r, o, block_bytes, block_##type,         \
@@ -94,26 +94,31 @@ INLINE int32_t tile_rows(int32_t left) {
 /* For so few rows the processor's own prefetching of one long stream is faster than ours. */
 #define ROWS_STREAM 4
 
-/* Defines panels_<type>. */
-#define PANELS(type, block_bytes)                                                                  \
-    static void panels_##type(const void *panels, int32_t n_panels, int32_t n_in,                  \
-                              const struct moge_qrow *rows, int32_t n_rows, float *const *out) {   \
-        const size_t bytes = (size_t)(n_in / BLOCK) * (block_bytes);                               \
-        const uint8_t *at = panels, *end = at + (size_t)n_panels * bytes;                          \
-        for (size_t o = 0; at < end; at += bytes, o += MOGE_PANEL_ROWS)                            \
+/* Defines a function that takes panels first .. n_panels through `tile`, `step` of them at a time
+ * (two are two short streams). */
+#define PANELS(name, step, tile, type, block_bytes)                                                \
+    static void name(const void *panels, int32_t first, int32_t n_panels, int32_t n_in,            \
+                     const struct moge_qrow *rows, int32_t n_rows, float *const *out) {            \
+        const size_t panel_bytes = (size_t)(n_in / BLOCK) * (block_bytes);                         \
+        const size_t bytes = panel_bytes * (step);                                                 \
+        const uint8_t *at = (const uint8_t *)panels + (size_t)first * panel_bytes;                 \
+        const uint8_t *end = at + (size_t)((n_panels - first) / (step)) * bytes;                   \
+        const bool fetches = (step) > 1 || n_rows > ROWS_STREAM;                                   \
+        size_t o = (size_t)first * MOGE_PANEL_ROWS;                                                \
+        for (; at < end; at += bytes, o += MOGE_PANEL_ROWS * (step))                               \
             for (int32_t r = 0, n; r < n_rows; r += n) {                                           \
                 n = tile_rows(n_rows - r);                                                         \
-                bool last = n_rows > ROWS_STREAM && r + n == n_rows && at + bytes < end;           \
-                const uint8_t *ahead = last ? at + bytes : NULL;                                   \
+                bool last = r + n == n_rows && at + bytes < end;                                   \
+                const uint8_t *ahead = fetches && last ? at + bytes : NULL;                        \
                 switch (n) {                                                                       \
-                    TILE_CASE(1, type, block_bytes)                                                \
-                    TILE_CASE(2, type, block_bytes)                                                \
-                    TILE_CASE(3, type, block_bytes)                                                \
-                    TILE_CASE(4, type, block_bytes)                                                \
-                    TILE_CASE(5, type, block_bytes)                                                \
-                    TILE_CASE(6, type, block_bytes)                                                \
-                    TILE_CASE(7, type, block_bytes)                                                \
-                    TILE_CASE(8, type, block_bytes)                                                \
+                    TILE_CASE(1, tile, type, block_bytes)                                          \
+                    TILE_CASE(2, tile, type, block_bytes)                                          \
+                    TILE_CASE(3, tile, type, block_bytes)                                          \
+                    TILE_CASE(4, tile, type, block_bytes)                                          \
+                    TILE_CASE(5, tile, type, block_bytes)                                          \
+                    TILE_CASE(6, tile, type, block_bytes)                                          \
+                    TILE_CASE(7, tile, type, block_bytes)                                          \
+                    TILE_CASE(8, tile, type, block_bytes)                                          \
                 }                                                                                  \
             }                                                                                      \
     }
