@@ -563,7 +563,7 @@ static inline lf lf_take(const float *p, int32_t n) {
 static inline void lf_put(float *p, lf a, int32_t n) {
     if (n >= LANES)
         lf_store(p, a);
-    else
+    else if (n > 0) /* always; but not every compiler sees it */
         lf_store_part(p, a, n);
 }
 static inline lf lf_take_f16(const uint16_t *p, int32_t n) {
