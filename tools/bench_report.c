@@ -89,7 +89,7 @@ static void print_json(const struct moge_bench *bench, const struct moge_bench_w
                        const struct moge_bench_cost *cost, const struct line *line) {
     const struct moge_machine_limits *limits = &bench->limits;
     printf("{\"work\":\"%s\",\"rows\":%d,\"ms_median\":%.4f,\"ms_q1\":%.4f,\"ms_q3\":%.4f,"
-           "\"ms_min\":%.4f,\"ms_max\":%.4f,\"repeats\":%d,\"tok_s\":%.2f,\"gb_s\":%.3f,"
+           "\"ms_min\":%.4f,\"ms_max\":%.4f,\"repeats\":%d,\"tok_s\":%.2f,\"gb_s\":%.6g,"
            "\"gmac_s\":%.3f,\"experts\":%.1f,\"weight_mb\":%.3f,\"kv_mb\":%.3f,\"depth\":%d,"
            "\"threads\":%d,\"isa\":\"%s\",\"weights\":\"%s\",\"kv\":\"%s\",\"load_ms\":%.1f,",
            work->name, work->n_seqs * work->n_rows, line->median, line->q1, line->q3, bench->ms[0],

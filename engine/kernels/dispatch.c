@@ -170,6 +170,8 @@ static void self_attn(
                    int32_t n_tok, int32_t head_dim, float *const *out)) {
     enum { HEADS = 5, TOKENS = 16 + 11 };
     const void *at[2 + MOGE_ATTN_AHEAD] = {pages, pages + page_bytes};
+    for (int i = 0; i < MOGE_ATTN_AHEAD; i++)
+        at[2 + i] = pages;
     const float *q[HEADS];
     float *sums[HEADS];
     for (int h = 0; h < HEADS; h++) {

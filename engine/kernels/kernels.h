@@ -107,7 +107,8 @@ struct moge_kernels {
 
     /* ---- attn: pages of one KV head, in order, and n_q query heads of rows that see all n_tok
      * positions in them.  Each page has 16 positions, the last may lack some; pages has
-     * MOGE_ATTN_AHEAD pointers more: what is read next, fetched ahead, any address. ---- */
+     * MOGE_ATTN_AHEAD pointers more: pages that are read next and fetched ahead, or any others.
+     * ---- */
 
     /* scores[h * stride + t] = scale * (fma over i in order (q[h][i], k[i][t], 0)) for t < n_tok;
      * q n_q vectors [head_dim], pages [head_dim, 16] f16: the keys of a page lie side by side.  All

@@ -32,7 +32,7 @@ static void attn_fill(struct test_rng *rng) {
         in->kv_pages[ATTN_PAGES - 1 - page] = in->kv[page];
     }
     for (int i = ATTN_PAGES; i < ATTN_PAGES + MOGE_ATTN_AHEAD; i++)
-        in->half_pages[i] = in->kv_pages[i] = NULL; /* what comes next is a hint alone */
+        in->half_pages[i] = in->half[0], in->kv_pages[i] = in->kv[0]; /* a hint alone */
 }
 
 /* Heads of n columns, one behind the other, first last. */

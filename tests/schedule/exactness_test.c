@@ -272,9 +272,11 @@ static void check_models(const struct models *models, int32_t n_ways, int64_t n_
                   models->name, (long long)n_tokens_compared, (long long)n_scores_compared,
                   (long long)n_offered, (long long)n_accepted, (long long)n_cached);
     assert_true(n_scores_compared > n_tokens_min / 20);
-    assert_true(n_tokens_compared >= n_tokens_min && n_cached > n_tokens_compared / 40);
-    if (SHARE == 1) /* a few ways may all have had the random drafter */
-        assert_true(n_accepted > n_tokens_compared / 20 && n_offered > n_accepted);
+    assert_true(n_tokens_compared >= n_tokens_min && n_cached > 0);
+    if (SHARE > 1) /* a few ways may all have had the random drafter */
+        return;
+    assert_true(n_cached > n_tokens_compared / 40);
+    assert_true(n_accepted > n_tokens_compared / 20 && n_offered > n_accepted);
 }
 
 /* ---- models ---- */
