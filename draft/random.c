@@ -5,18 +5,12 @@
 
 #include <stdlib.h>
 
+#include "moge/splitmix.h"
+
 struct random {
     int32_t n_vocab;
     uint64_t state;
 };
-
-/* splitmix64 (Steele, Lea, Flood 2014). */
-static uint64_t random_next(struct random *random) {
-    uint64_t z = random->state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
 
 static void random_guess(void *self, struct moge_span *const *spans, const int32_t *want,
                          int32_t n_spans) {
@@ -24,7 +18,7 @@ static void random_guess(void *self, struct moge_span *const *spans, const int32
     for (int32_t i = 0; i < n_spans; i++) {
         for (int32_t j = spans[i]->n_guess; j < want[i]; j++)
             spans[i]->tokens[spans[i]->n_known + j] =
-                (int32_t)(random_next(random) % (uint64_t)random->n_vocab);
+                (int32_t)(moge_splitmix(&random->state) % (uint64_t)random->n_vocab);
         spans[i]->n_guess = want[i];
     }
 }

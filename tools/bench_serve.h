@@ -38,9 +38,6 @@ void moge_serve_data_free(struct moge_serve_data *data);
 void moge_serve_data_get(struct moge_serve_data *data, int64_t i, int32_t output_len,
                          struct moge_client_request *request);
 
-/* One of 2^64 numbers, evenly; the state walks. */
-uint64_t moge_serve_random(uint64_t *state);
-
 /* ---- load ---- */
 
 struct moge_serve_sample { /* one request; times on the monotonic clock */

@@ -7,17 +7,11 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "moge/splitmix.h"
+
 #define LINE_BYTES_MAX (64 << 20)
 #define PROMPTS_MAX    10000000
 #define OUTPUT_LEN_MAX 10000000
-
-/* splitmix64 */
-uint64_t moge_serve_random(uint64_t *state) {
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
 
 int moge_serve_data_random(struct moge_serve_data *data, int32_t input_len, int32_t n_vocab,
                            uint64_t seed, struct moge_err *err) {
@@ -129,9 +123,9 @@ void moge_serve_data_get(struct moge_serve_data *data, int64_t i, int32_t output
     /* Control tokens stand at the ends of a vocabulary. */
     uint32_t from = (uint32_t)data->n_vocab / 4, n = (uint32_t)data->n_vocab / 2;
     uint64_t state = data->seed + (uint64_t)i * 0x2545f4914f6cdd1du;
-    state = moge_serve_random(&state); /* neighbours in seed and index part ways */
+    state = moge_splitmix(&state); /* neighbours in seed and index part ways */
     for (int32_t j = 0; j < data->input_len; j++)
-        data->ids[j] = from + (uint32_t)(moge_serve_random(&state) % n);
+        data->ids[j] = from + (uint32_t)(moge_splitmix(&state) % n);
     request->prompt_ids = data->ids;
     request->n_prompt_ids = (size_t)data->input_len;
     request->ignore_eos = true;

@@ -8,6 +8,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include "moge/splitmix.h"
 #include "tools/clock.h"
 #include "tools/progress.h"
 
@@ -105,7 +106,7 @@ static void arrivals_plan(struct moge_serve_load *load) {
     double at_s = 0;
     for (int32_t i = 0; i < load->n_requests; i++) {
         load->samples[i].due_ns = load->begin_ns + (int64_t)(at_s * 1e9);
-        double u = (double)(moge_serve_random(&state) >> 11) * 0x1p-53; /* [0, 1) */
+        double u = (double)(moge_splitmix(&state) >> 11) * 0x1p-53; /* [0, 1) */
         at_s += -log1p(-u) / load->rate;
     }
 }

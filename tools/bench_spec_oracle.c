@@ -8,6 +8,7 @@
 #include <stdlib.h>
 
 #include "moge/draft.h"
+#include "moge/splitmix.h"
 
 /* Of a round's price, the share that each further sequence adds: a draft of several rows reads its
  * weights once. */
@@ -18,12 +19,8 @@ struct oracle {
     int32_t round;
 };
 
-/* splitmix64 (Steele, Lea, Flood 2014). */
 static uint64_t mix(uint64_t z) {
-    z += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
+    return moge_splitmix(&z);
 }
 
 static bool is_right(const struct oracle *oracle, int32_t slot, int32_t pos) {

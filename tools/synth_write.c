@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include "engine/gemm.h"
+#include "moge/splitmix.h"
 #include "tools/synth.h"
 
 #define CHUNK_BYTES  (1u << 20)
@@ -18,19 +19,12 @@ struct rng {
     uint64_t s[4];
 };
 
-static uint64_t splitmix(uint64_t *state) {
-    uint64_t z = *state += 0x9e3779b97f4a7c15u;
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
 static struct rng rng_init(uint64_t seed, const char *name) {
     struct rng rng;
     for (const char *c = name; *c; c++)
         seed = (seed ^ (unsigned char)*c) * 0x100000001b3u;
     for (int i = 0; i < 4; i++)
-        rng.s[i] = splitmix(&seed);
+        rng.s[i] = moge_splitmix(&seed);
     return rng;
 }
 

@@ -7,6 +7,7 @@
 
 #include "engine/kernels/kernels.h"
 #include "engine/kernels/lanes.h"
+#include "moge/splitmix.h"
 
 /* exp by x = n ln 2 + r, |r| <= ln 2 / 2, and a polynomial in r (coefficients as in Cephes' expf);
  * 2^n is applied in two factors so that results below 2^-126 are rounded once and large ones become
@@ -67,14 +68,8 @@ struct gumbel_key {
     uint32_t counter, key;
 };
 
-static inline uint64_t mix64(uint64_t z) {
-    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-    return z ^ (z >> 31);
-}
-
 static inline struct gumbel_key gumbel_key_of(uint64_t seed, int32_t pos) {
-    uint64_t z = mix64(mix64(seed + 0x9e3779b97f4a7c15u) + (uint32_t)pos);
+    uint64_t z = moge_splitmix_mix(moge_splitmix(&seed) + (uint32_t)pos);
     return (struct gumbel_key){(uint32_t)(z >> 32), (uint32_t)z};
 }
 

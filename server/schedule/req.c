@@ -12,6 +12,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "moge/splitmix.h"
+
 _Static_assert((MOGE_RING_TOKENS & (MOGE_RING_TOKENS - 1)) == 0, "counters wrap by masking");
 _Static_assert((MOGE_RING_TEXT_BYTES & (MOGE_RING_TEXT_BYTES - 1)) == 0,
                "counters wrap by masking");
@@ -107,14 +109,8 @@ void moge_req_release(struct moge_reqs *reqs, struct moge_req *req) {
     pthread_mutex_unlock(&reqs->mutex);
 }
 
-/* The finaliser of SplitMix64 over the seed and the sample's number. */
 uint64_t moge_sample_seed(uint64_t seed, int32_t i) {
-    uint64_t z = seed + (uint64_t)i * 0x9e3779b97f4a7c15u;
-    if (i == 0)
-        return seed;
-    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
-    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
-    return z ^ z >> 31;
+    return i == 0 ? seed : moge_splitmix_mix(seed + (uint64_t)i * MOGE_SPLITMIX_STEP);
 }
 
 /* What the RPC side has filled in; scores of the prompt are sample 0's alone. */
