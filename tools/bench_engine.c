@@ -9,11 +9,11 @@
  */
 #include "tools/bench_engine.h"
 
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "tools/commands.h"
+#include "tools/options.h"
 
 static const char usage_text[] =
     "Usage: moge bench engine --model FILE [options]\n"
@@ -43,33 +43,8 @@ static const char usage_text[] =
 
 /* ---- options ---- */
 
-static bool parse_int(const char *text, int32_t min, int32_t max, int32_t *out) {
-    char *end;
-    long value = strtol(text, &end, 10);
-    if (end == text || *end != '\0' || value < min || value > max)
-        return false;
-    *out = (int32_t)value;
-    return true;
-}
-
-static bool parse_counts(const char *text, struct moge_bench *bench) {
-    char copy[256];
-    if (snprintf(copy, sizeof copy, "%s", text) >= (int)sizeof copy)
-        return false;
-    bench->n_counts = 0;
-    char *rest = copy;
-    for (char *item; (item = strsep(&rest, ","));)
-        if (bench->n_counts == MOGE_BENCH_COUNTS_MAX ||
-            !parse_int(item, 1, 65536, &bench->counts[bench->n_counts++]))
-            return false;
-    return true;
-}
-
-static int name_index(const char *name, const char *const *names, int n) {
-    for (int i = 0; i < n; i++)
-        if (strcmp(name, names[i]) == 0)
-            return i;
-    return -1;
+static bool parse_count(const char *text, int32_t *out) {
+    return moge_option_int(text, 1, 65536, out);
 }
 
 static bool parse_seconds(const char *text, double *out) {
@@ -78,41 +53,36 @@ static bool parse_seconds(const char *text, double *out) {
     return end != text && *end == '\0' && *out >= 0 && *out <= 3600;
 }
 
-static bool option_take(struct moge_bench *bench, int option, const char *value) {
-    static const char *const levels[] = {"scalar", "avx2", "avx512", "vnni"};
-    static const char *const weights[] = {"as-stored", "f32", "q8_0", "q4_0"};
+static bool option_take(void *arg, int option, const char *value) {
+    struct moge_bench *bench = arg;
     int index;
     switch (option) {
     case 'm':
         bench->path = value;
         return true;
     case 't':
-        return parse_int(value, 1, MOGE_THREADS_MAX, &bench->n_threads);
+        return moge_option_int(value, 1, MOGE_THREADS_MAX, &bench->n_threads);
     case 'r':
-        return parse_counts(value, bench);
+        return moge_option_list(value, parse_count, bench->counts, MOGE_BENCH_COUNTS_MAX,
+                                &bench->n_counts);
     case 'p':
-        return parse_int(value, 0, 65536, &bench->n_prefill);
+        return moge_option_int(value, 0, 65536, &bench->n_prefill);
     case 'd':
-        return parse_int(value, 0, 1 << 24, &bench->depth);
+        return moge_option_int(value, 0, 1 << 24, &bench->depth);
     case 'q':
-        return parse_int(value, 1, 65536, &bench->n_seqs_max);
+        return moge_option_int(value, 1, 65536, &bench->n_seqs_max);
     case 'n':
-        return parse_int(value, 1, MOGE_BENCH_REPEATS_MAX, &bench->repeats);
+        return moge_option_int(value, 1, MOGE_BENCH_REPEATS_MAX, &bench->repeats);
     case 's':
         return parse_seconds(value, &bench->seconds);
     case 'w':
-        index = name_index(value, weights, 4);
-        bench->weights = (enum moge_weights)index;
-        return index >= 0;
+        return moge_option_weights(value, &bench->weights);
     case 'k':
-        index = name_index(value, moge_bench_kv_names, 3);
+        index = moge_option_name(value, moge_bench_kv_names, 3);
         bench->kv_type = (enum moge_kv_type)index;
         return index >= 0;
     case 'i':
-        index = name_index(value, levels, 4);
-        if (index >= 0)
-            moge_kernels_set_max((enum moge_isa)index);
-        return index >= 0;
+        return moge_option_isa(value);
     case 'c':
         bench->csv_path = value;
         return true;
@@ -143,25 +113,10 @@ static int options_parse(struct moge_bench *bench, int argc, char **argv) {
         {"csv", required_argument, NULL, 'c'},     {"machine", required_argument, NULL, 'M'},
         {"commit", required_argument, NULL, 'C'},  {"stdin", no_argument, NULL, 'S'},
         {"help", no_argument, NULL, 'h'},          {0}};
-    int option, index = 0;
-    optind = 1;
-    opterr = 0;
-    while ((option = getopt_long(argc, argv, "", options, &index)) != -1) {
-        if (option == 'h') {
-            fputs(usage_text, stdout);
-            return 0;
-        }
-        if (option == '?') {
-            fprintf(stderr, "moge bench engine: %s is no option, or lacks its value\n",
-                    argv[optind - 1]);
-            return 2;
-        }
-        if (!option_take(bench, option, optarg)) {
-            fprintf(stderr, "moge bench engine: --%s cannot be '%s'\n", options[index].name,
-                    optarg);
-            return 2;
-        }
-    }
+    static const struct moge_options engine = {"engine", usage_text, options, option_take};
+    int status = moge_options_parse(&engine, argc, argv, bench);
+    if (status >= 0)
+        return status;
     if (optind < argc || !bench->path) {
         fputs(bench->path ? "moge bench engine: there is an argument too many\n"
                           : "moge bench engine: --model is missing; --help says more\n",
@@ -199,11 +154,11 @@ static int measure_all(struct moge_bench *bench) {
 static int greedy(struct moge_bench *bench, char *rest) {
     int32_t n = 0, n_prompt = 0, n_vocab = moge_model_info(bench->model)->n_vocab;
     const char *item = strsep(&rest, " ");
-    if (!item || !parse_int(item, 1, bench->n_context, &n))
+    if (!item || !moge_option_int(item, 1, bench->n_context, &n))
         return MOGE_INVALID;
     while ((item = strsep(&rest, " ")))
         if (n_prompt == bench->n_context ||
-            !parse_int(item, 0, n_vocab - 1, &bench->tokens[n_prompt++]))
+            !moge_option_int(item, 0, n_vocab - 1, &bench->tokens[n_prompt++]))
             return MOGE_INVALID;
     int rc = moge_bench_greedy(bench, n_prompt, n);
     return rc != 0 ? rc : moge_bench_histories(bench, 1);
@@ -222,7 +177,7 @@ static int measure_line(struct moge_bench *bench, char *line) {
     if (decode && !rest)
         return measure(bench, "verify", 1);
     if (decode || (!prefill && !verify && strcmp(name, "batch") != 0) || !rest ||
-        !parse_int(rest, 1, n_max, &n))
+        !moge_option_int(rest, 1, n_max, &n))
         return MOGE_INVALID;
     int rc = measure(bench, name, n);
     return rc == 0 && prefill ? moge_bench_histories(bench, 1) : rc;

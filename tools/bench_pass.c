@@ -6,6 +6,7 @@
 #include <stdlib.h>
 
 #include "tools/clock.h"
+#include "tools/quantile.h"
 
 static double now_ms(void) {
     return moge_clock_s() * 1e3;
@@ -42,11 +43,6 @@ static void batch_fill(struct moge_bench *bench, const struct moge_bench_work *w
         span_fill(bench, &bench->batch.spans[i], i, work);
 }
 
-static int by_size(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return x < y ? -1 : x > y;
-}
-
 /* Whether this work was measured before; remembers it. */
 static bool is_warm(struct moge_bench *bench, const struct moge_bench_work *work) {
     for (int32_t i = 0; i < bench->n_seen; i++)
@@ -77,7 +73,7 @@ int moge_bench_measure(struct moge_bench *bench, const struct moge_bench_work *w
         }
         n++;
     }
-    qsort(bench->ms, (size_t)n, sizeof bench->ms[0], by_size);
+    moge_values_sort(bench->ms, (size_t)n);
     bench->n_ms = n;
     cost.experts /= n;
     cost.weight_bytes /= n;

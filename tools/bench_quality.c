@@ -6,13 +6,13 @@
  * of the text.  Agreement: the share of places where the most likely token is the first type's. */
 #include "tools/commands.h"
 
-#include <getopt.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "tools/bench_engine.h"
+#include "tools/options.h"
 #include "moge/engine.h"
 #include "moge/kv.h"
 #include "moge/tokenizer.h"
@@ -59,40 +59,22 @@ struct quality {
 
 /* ---- options ---- */
 
-static int name_index(const char *name, const char *const *names, int n) {
-    for (int i = 0; i < n; i++)
-        if (strcmp(name, names[i]) == 0)
-            return i;
-    return -1;
+static bool type_parse(const char *text, int32_t *out) {
+    *out = moge_option_name(text, moge_bench_kv_names, 3);
+    return *out >= 0;
 }
 
 static bool types_parse(struct quality *quality, const char *text) {
-    char copy[64];
-    if (snprintf(copy, sizeof copy, "%s", text) >= (int)sizeof copy)
+    int32_t types[TYPES_MAX];
+    if (!moge_option_list(text, type_parse, types, TYPES_MAX, &quality->n_types))
         return false;
-    quality->n_types = 0;
-    char *rest = copy;
-    for (char *item; (item = strsep(&rest, ","));) {
-        int type = name_index(item, moge_bench_kv_names, 3);
-        if (type < 0 || quality->n_types == TYPES_MAX)
-            return false;
-        quality->types[quality->n_types++] = (enum moge_kv_type)type;
-    }
+    for (int i = 0; i < quality->n_types; i++)
+        quality->types[i] = (enum moge_kv_type)types[i];
     return true;
 }
 
-static bool int_parse(const char *text, int32_t min, int32_t max, int32_t *out) {
-    char *end;
-    long value = strtol(text, &end, 10);
-    if (end == text || *end != '\0' || value < min || value > max)
-        return false;
-    *out = (int32_t)value;
-    return true;
-}
-
-static bool option_take(struct quality *quality, int option, const char *value) {
-    static const char *const weights[] = {"as-stored", "f32", "q8_0", "q4_0"};
-    int index;
+static bool option_take(void *arg, int option, const char *value) {
+    struct quality *quality = arg;
     switch (option) {
     case 'm':
         quality->model_path = value;
@@ -103,13 +85,11 @@ static bool option_take(struct quality *quality, int option, const char *value) 
     case 'k':
         return types_parse(quality, value);
     case 'w':
-        index = name_index(value, weights, 4);
-        quality->weights = (enum moge_weights)index;
-        return index >= 0;
+        return moge_option_weights(value, &quality->weights);
     case 'n':
-        return int_parse(value, 2, 1 << 20, &quality->window);
+        return moge_option_int(value, 2, 1 << 20, &quality->window);
     case 't':
-        return int_parse(value, 1, MOGE_THREADS_MAX, &quality->n_threads);
+        return moge_option_int(value, 1, MOGE_THREADS_MAX, &quality->n_threads);
     default:
         quality->json = true;
         return true;
@@ -127,25 +107,10 @@ static int options_parse(struct quality *quality, int argc, char **argv) {
                                             {"json", no_argument, NULL, 'j'},
                                             {"help", no_argument, NULL, 'h'},
                                             {0}};
-    int option, index = 0;
-    optind = 1;
-    opterr = 0;
-    while ((option = getopt_long(argc, argv, "", options, &index)) != -1) {
-        if (option == 'h') {
-            fputs(usage_text, stdout);
-            return 0;
-        }
-        if (option == '?') {
-            fprintf(stderr, "moge bench quality: %s is no option, or lacks its value\n",
-                    argv[optind - 1]);
-            return 2;
-        }
-        if (!option_take(quality, option, optarg)) {
-            fprintf(stderr, "moge bench quality: --%s cannot be '%s'\n", options[index].name,
-                    optarg);
-            return 2;
-        }
-    }
+    static const struct moge_options of_quality = {"quality", usage_text, options, option_take};
+    int status = moge_options_parse(&of_quality, argc, argv, quality);
+    if (status >= 0)
+        return status;
     if (optind < argc || !quality->model_path || !quality->text_path) {
         fputs(optind < argc
                   ? "moge bench quality: there is an argument too many\n"

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "tools/quantile.h"
+
 #define STATUSES_MAX 17 /* gRPC has no more */
 
 const char *moge_serve_metric_name(enum moge_serve_metric metric) {
@@ -16,19 +18,6 @@ const char *moge_serve_metric_name(enum moge_serve_metric metric) {
 }
 
 /* ---- statistics ---- */
-
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double percentile(const double *sorted, size_t n, double share) {
-    double at = share * (double)(n - 1);
-    size_t below = (size_t)at;
-    if (below + 1 >= n)
-        return sorted[n - 1];
-    return sorted[below] + (at - (double)below) * (sorted[below + 1] - sorted[below]);
-}
 
 struct moge_serve_spread moge_serve_spread_of(double *values, size_t n) {
     struct moge_serve_spread spread = {0};
@@ -41,10 +30,10 @@ struct moge_serve_spread moge_serve_spread_of(double *values, size_t n) {
     for (size_t i = 0; i < n; i++)
         squares += (values[i] - spread.mean) * (values[i] - spread.mean);
     spread.std = sqrt(squares / (double)n);
-    qsort(values, n, sizeof *values, ascending);
-    spread.p50 = spread.median = percentile(values, n, 0.5);
-    spread.p90 = percentile(values, n, 0.9);
-    spread.p99 = percentile(values, n, 0.99);
+    moge_values_sort(values, n);
+    spread.p50 = spread.median = moge_quantile(values, n, 0.5);
+    spread.p90 = moge_quantile(values, n, 0.9);
+    spread.p99 = moge_quantile(values, n, 0.99);
     return spread;
 }
 

@@ -4,13 +4,14 @@
  * medians over rounds with quartiles; a ratio is taken round by round against off. */
 #include "tools/bench_spec.h"
 
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "engine/kernels/kernels.h"
 #include "tools/commands.h"
+#include "tools/options.h"
+#include "tools/quantile.h"
 
 static const char usage_text[] =
     "Usage: moge bench spec --model FILE [options]\n"
@@ -40,15 +41,6 @@ static const char usage_text[] =
 
 /* ---- options ---- */
 
-static bool parse_int(const char *text, int32_t min, int32_t max, int32_t *out) {
-    char *end;
-    long value = strtol(text, &end, 10);
-    if (end == text || *end != '\0' || value < min || value > max)
-        return false;
-    *out = (int32_t)value;
-    return true;
-}
-
 static bool parse_share(const char *text, double max, const char **end_out, double *out) {
     char *end;
     *out = strtod(text, &end);
@@ -62,32 +54,12 @@ static bool parse_mode(const char *text, int32_t *out) {
     else if (strcmp(text, "auto") == 0)
         *out = SPEC_AUTO;
     else
-        return parse_int(text, 1, MOGE_DRAFT_LEN_MAX, out);
+        return moge_option_int(text, 1, MOGE_DRAFT_LEN_MAX, out);
     return true;
 }
 
 static bool parse_batch(const char *text, int32_t *out) {
-    return parse_int(text, 1, 256, out);
-}
-
-static bool parse_list(const char *text, bool (*parse)(const char *, int32_t *), int32_t *out,
-                       int32_t *n) {
-    char copy[256];
-    if (snprintf(copy, sizeof copy, "%s", text) >= (int)sizeof copy)
-        return false;
-    *n = 0;
-    char *rest = copy;
-    for (char *item; (item = strsep(&rest, ","));)
-        if (*n == SPEC_LIST_MAX || !parse(item, &out[(*n)++]))
-            return false;
-    return true;
-}
-
-static int name_index(const char *name, const char *const *names, int n) {
-    for (int i = 0; i < n; i++)
-        if (strcmp(name, names[i]) == 0)
-            return i;
-    return -1;
+    return moge_option_int(text, 1, 256, out);
 }
 
 static const char *const drafter_names[] = {"model", "ngram", "both", "oracle"};
@@ -118,13 +90,13 @@ static bool option_take_number(struct spec_options *options, int option, const c
     int32_t seed;
     switch (option) {
     case 't':
-        return parse_int(value, 1, MOGE_THREADS_MAX, &options->n_threads);
+        return moge_option_int(value, 1, MOGE_THREADS_MAX, &options->n_threads);
     case 'n':
-        return parse_int(value, 4, 65536, &options->n_tokens);
+        return moge_option_int(value, 4, 65536, &options->n_tokens);
     case 'p':
-        return parse_int(value, 1, 65536, &options->n_prompt);
+        return moge_option_int(value, 1, 65536, &options->n_prompt);
     case 'r':
-        return parse_int(value, 1, SPEC_ROUNDS_MAX, &options->n_rounds);
+        return moge_option_int(value, 1, SPEC_ROUNDS_MAX, &options->n_rounds);
     case 'c':
         return parse_share(value, 10, &end, &options->oracle.cost) && *end == '\0';
     case 'T':
@@ -133,18 +105,16 @@ static bool option_take_number(struct spec_options *options, int option, const c
         options->temperature = (float)number;
         return true;
     default:
-        if (!parse_int(value, 0, INT32_MAX, &seed))
+        if (!moge_option_int(value, 0, INT32_MAX, &seed))
             return false;
         options->seed = (uint64_t)seed;
         return true;
     }
 }
 
-static bool option_take(struct parsed *parsed, int option, const char *value) {
-    static const char *const levels[] = {"scalar", "avx2", "avx512", "vnni"};
-    static const char *const weights[] = {"as-stored", "f32", "q8_0", "q4_0"};
+static bool option_take(void *arg, int option, const char *value) {
+    struct parsed *parsed = arg;
     struct spec_options *options = parsed->options;
-    int index;
     switch (option) {
     case 'm':
         options->model = value;
@@ -156,23 +126,20 @@ static bool option_take(struct parsed *parsed, int option, const char *value) {
         options->text = value;
         return true;
     case 'D':
-        return (parsed->drafter = name_index(value, drafter_names, 4)) >= 0;
+        return (parsed->drafter = moge_option_name(value, drafter_names, 4)) >= 0;
     case 'a':
         parsed->acceptance = true;
         return parse_acceptance(value, options, &parsed->real);
     case 'b':
-        return parse_list(value, parse_batch, options->batches, &options->n_batches);
+        return moge_option_list(value, parse_batch, options->batches, SPEC_LIST_MAX,
+                                &options->n_batches);
     case 'o':
-        return parse_list(value, parse_mode, options->modes, &options->n_modes);
+        return moge_option_list(value, parse_mode, options->modes, SPEC_LIST_MAX,
+                                &options->n_modes);
     case 'w':
-        index = name_index(value, weights, 4);
-        options->weights = (enum moge_weights)index;
-        return index >= 0;
+        return moge_option_weights(value, &options->weights);
     case 'i':
-        index = name_index(value, levels, 4);
-        if (index >= 0)
-            moge_kernels_set_max((enum moge_isa)index);
-        return index >= 0;
+        return moge_option_isa(value);
     case 'j':
         options->json = true;
         return true;
@@ -229,39 +196,14 @@ static int options_parse(struct spec_options *spec, int argc, char **argv) {
                                             {"help", no_argument, NULL, 'h'},
                                             {0}};
     struct parsed parsed = {.options = spec, .drafter = -1};
-    int option, index = 0;
-    optind = 1;
-    opterr = 0;
-    while ((option = getopt_long(argc, argv, "", options, &index)) != -1) {
-        if (option == 'h') {
-            fputs(usage_text, stdout);
-            return 0;
-        }
-        if (option == '?') {
-            fprintf(stderr, "moge bench spec: %s is no option, or lacks its value\n",
-                    argv[optind - 1]);
-            return 2;
-        }
-        if (!option_take(&parsed, option, optarg)) {
-            fprintf(stderr, "moge bench spec: --%s cannot be '%s'\n", options[index].name, optarg);
-            return 2;
-        }
-    }
+    static const struct moge_options of_spec = {"spec", usage_text, options, option_take};
+    int status = moge_options_parse(&of_spec, argc, argv, &parsed);
+    if (status >= 0)
+        return status;
     return optind < argc ? wrong("there is an argument too many") : options_check(&parsed);
 }
 
 /* ---- report ---- */
-
-static int by_size(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double quantile(const double *sorted, int32_t n, double q) {
-    double at = q * (n - 1);
-    int32_t i = (int32_t)at;
-    return i + 1 < n ? sorted[i] + (at - i) * (sorted[i + 1] - sorted[i]) : sorted[n - 1];
-}
 
 struct row {
     double tok_s[3], ratio[3], acceptance_length; /* quartiles: first, median, third */
@@ -269,9 +211,9 @@ struct row {
 };
 
 static void quartiles(double *values, int32_t n, double *out) {
-    qsort(values, (size_t)n, sizeof *values, by_size);
+    moge_values_sort(values, (size_t)n);
     for (int i = 0; i < 3; i++)
-        out[i] = quantile(values, n, 0.25 * (i + 1));
+        out[i] = moge_quantile(values, (size_t)n, 0.25 * (i + 1));
 }
 
 static void row_make(struct spec_sample samples[][SPEC_LIST_MAX], int32_t n, int32_t mode,

@@ -78,6 +78,4 @@ int moge_spec_oracle_new(struct moge_drafter *out, const struct spec_bench *benc
 /* Which guesses are wrong depends on the round, the sequence and the position, not on the mode. */
 void moge_spec_oracle_round(struct moge_drafter *oracle, int32_t round);
 
-int64_t moge_spec_now_ns(void);
-
 #endif

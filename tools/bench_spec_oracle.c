@@ -9,6 +9,7 @@
 
 #include "moge/draft.h"
 #include "moge/splitmix.h"
+#include "tools/clock.h"
 
 /* Of a round's price, the share that each further sequence adds: a draft of several rows reads its
  * weights once. */
@@ -32,8 +33,8 @@ static bool is_right(const struct oracle *oracle, int32_t slot, int32_t pos) {
 }
 
 static void busy(double ns) {
-    int64_t end = moge_spec_now_ns() + (int64_t)ns;
-    while (moge_spec_now_ns() < end) {
+    int64_t end = moge_clock_ns() + (int64_t)ns;
+    while (moge_clock_ns() < end) {
     }
 }
 

@@ -7,17 +7,12 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "moge/tokenizer.h"
+#include "tools/clock.h"
+#include "tools/quantile.h"
 
 #define WARM_STEPS 8
-
-int64_t moge_spec_now_ns(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 static size_t stride_of(const struct spec_bench *bench) {
     return (size_t)bench->n_context + MOGE_DRAFT_LEN_MAX + 1;
@@ -77,7 +72,7 @@ static int drafter_open(struct spec_bench *bench, int32_t n_pages, struct moge_e
 
 static int policies_open(struct spec_bench *bench, struct moge_err *err) {
     struct moge_draft_options options = {
-        .n_slots = bench->n_seqs, .draft_len_max = MOGE_DRAFT_LEN_MAX, .now_ns = moge_spec_now_ns};
+        .n_slots = bench->n_seqs, .draft_len_max = MOGE_DRAFT_LEN_MAX, .now_ns = moge_clock_ns};
     if (bench->drafter.ops)
         options.drafter = (struct moge_drafter){&lent_ops, &bench->drafter};
     if (bench->lookup.ops)
@@ -222,11 +217,11 @@ static int64_t step(struct spec_bench *bench, struct moge_draft *draft, int32_t 
     if (batch->n_spans == 0)
         return 0;
     moge_draft_propose(draft, batch);
-    int64_t begin_ns = moge_spec_now_ns();
+    int64_t begin_ns = moge_clock_ns();
     if (moge_engine_forward(bench->engine, batch) != 0)
         return -1;
     moge_accept_batch(bench->accept, batch);
-    int64_t step_ns = moge_spec_now_ns() - begin_ns, n_out = 0;
+    int64_t step_ns = moge_clock_ns() - begin_ns, n_out = 0;
     for (int32_t i = 0; i < batch->n_spans; i++) {
         const struct moge_span *span = &batch->spans[i];
         bench->n_known[span->slot] += span->n_out;
@@ -258,11 +253,6 @@ static int prompts_compute(struct spec_bench *bench, struct moge_err *err) {
     return 0;
 }
 
-static int by_size(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* The true continuations, and what a step of one row takes. */
 static int truth_make(struct spec_bench *bench, struct moge_err *err) {
     struct spec_sample unused = {0};
@@ -270,12 +260,12 @@ static int truth_make(struct spec_bench *bench, struct moge_err *err) {
     for (int32_t i = 0; i < bench->n_seqs; i++)
         bench->n_known[i] = bench->options.n_prompt;
     for (int32_t i = 0; i < WARM_STEPS; i++) {
-        int64_t begin_ns = moge_spec_now_ns();
+        int64_t begin_ns = moge_clock_ns();
         if (step(bench, bench->fixed, 1, 0, &unused) < 0)
             return failed(err);
-        ns[i] = (double)(moge_spec_now_ns() - begin_ns);
+        ns[i] = (double)(moge_clock_ns() - begin_ns);
     }
-    qsort(ns, WARM_STEPS, sizeof ns[0], by_size);
+    moge_values_sort(ns, WARM_STEPS);
     bench->step_ns = ns[WARM_STEPS / 2];
     int64_t n_out = 1;
     while (n_out > 0)
@@ -341,7 +331,7 @@ int moge_spec_run(struct spec_bench *bench, int32_t n_batch, int32_t mode, int32
         moge_draft_forget(draft, i);
     }
     *out = (struct spec_sample){0};
-    int64_t begin_ns = moge_spec_now_ns();
+    int64_t begin_ns = moge_clock_ns();
     while (n_tokens < n_goal) {
         int64_t n = step(bench, draft, n_batch, mode, out);
         if (n < 0)
@@ -349,7 +339,7 @@ int moge_spec_run(struct spec_bench *bench, int32_t n_batch, int32_t mode, int32
         n_tokens += n;
         n_steps += bench->batch.n_spans;
     }
-    out->tok_s = (double)n_tokens * 1e9 / (double)(moge_spec_now_ns() - begin_ns);
+    out->tok_s = (double)n_tokens * 1e9 / (double)(moge_clock_ns() - begin_ns);
     out->acceptance_length = (double)n_tokens / (double)n_steps;
     for (int32_t i = 0; i < n_batch; i++)
         if (memcmp(tokens_of(bench, i), bench->truth + (size_t)i * stride_of(bench),
