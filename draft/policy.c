@@ -96,8 +96,9 @@ struct moge_policy {
     double probe_ns;                   /* saved up for probing */
     int32_t probe_next;                /* span whose turn it is */
     /* scratch of one choice */
-    struct candidate *heap; /* [n_slots] largest key first */
-    int32_t n_heap;
+    struct candidate *begun; /* [n_slots] every auto span with its first guess */
+    struct candidate *heap;  /* [n_slots] largest key first */
+    int32_t n_begun, n_heap;
     struct prices prices; /* of the last choice */
     struct choice *order; /* [n_slots * MOGE_DRAFT_LEN_MAX] */
 };
@@ -113,9 +114,10 @@ int moge_policy_new(struct moge_policy **out, int32_t n_slots, int32_t draft_len
     policy->n_slots = n_slots;
     policy->draft_len_max = draft_len_max;
     policy->slots = calloc((size_t)n_slots, sizeof *policy->slots);
+    policy->begun = calloc((size_t)n_slots, sizeof *policy->begun);
     policy->heap = calloc((size_t)n_slots, sizeof *policy->heap);
     policy->order = calloc((size_t)n_slots * MOGE_DRAFT_LEN_MAX, sizeof *policy->order);
-    if (!policy->slots || !policy->heap || !policy->order)
+    if (!policy->slots || !policy->begun || !policy->heap || !policy->order)
         goto fail;
     *out = policy;
     return 0;
@@ -128,6 +130,7 @@ void moge_policy_free(struct moge_policy *policy) {
     if (!policy)
         return;
     free(policy->slots);
+    free(policy->begun);
     free(policy->heap);
     free(policy->order);
     free(policy);
@@ -279,7 +282,7 @@ struct outlook {
 static int32_t choose_fixed(struct moge_policy *policy, const struct moge_batch *batch,
                             const struct moge_lookup *lookups, int32_t room,
                             struct moge_plan *plans, struct outlook *outlook) {
-    struct candidate *fixed = policy->heap; /* nobody else uses it yet */
+    struct candidate *fixed = policy->begun; /* nobody else uses it yet */
     int32_t n_fixed = 0, n_guess = 0;
     for (int32_t i = 0; i < batch->n_spans; i++)
         if (may_guess(&batch->spans[i]) && batch->spans[i].spec_mode == MOGE_SPEC_FIXED) {
@@ -305,18 +308,26 @@ static int32_t choose_fixed(struct moge_policy *policy, const struct moge_batch 
     return n_guess;
 }
 
-static void heap_fill(struct moge_policy *policy, const struct moge_batch *batch,
-                      const struct moge_lookup *lookups, int32_t n_rounds) {
-    policy->n_heap = 0;
+/* What a walk begins with, and all of them alike. */
+static void autos_begin(struct moge_policy *policy, const struct moge_batch *batch,
+                        const struct moge_lookup *lookups) {
+    policy->n_begun = 0;
     for (int32_t i = 0; i < batch->n_spans; i++) {
         const struct moge_span *span = &batch->spans[i];
         if (!may_guess(span) || span->spec_mode != MOGE_SPEC_AUTO)
             continue;
         struct candidate c = candidate_begin(policy, batch, i, lookups);
-        MOGE_ASSERT(policy->n_heap < policy->n_slots);
-        if (candidate_next(policy, span, &c) && c.reached >= GAIN_MIN && !c.looked_up <= n_rounds)
-            policy->heap[policy->n_heap++] = c;
+        MOGE_ASSERT(policy->n_begun < policy->n_slots);
+        if (candidate_next(policy, span, &c) && c.reached >= GAIN_MIN)
+            policy->begun[policy->n_begun++] = c;
     }
+}
+
+static void heap_fill(struct moge_policy *policy, int32_t n_rounds) {
+    policy->n_heap = 0;
+    for (int32_t i = 0; i < policy->n_begun; i++)
+        if (!policy->begun[i].looked_up <= n_rounds)
+            policy->heap[policy->n_heap++] = policy->begun[i];
     for (int32_t i = policy->n_heap / 2 - 1; i >= 0; i--)
         heap_down(policy, i);
 }
@@ -363,10 +374,9 @@ static struct beginning best_or_hope(struct moge_policy *policy, const struct be
 }
 
 /* Puts up to n_max guesses into policy->order, best gain per cost first. */
-static void walk(struct moge_policy *policy, const struct moge_batch *batch,
-                 const struct moge_lookup *lookups, int32_t n_rounds, int32_t n_max,
-                 struct outlook outlook, struct best *best) {
-    heap_fill(policy, batch, lookups, n_rounds);
+static void walk(struct moge_policy *policy, const struct moge_batch *batch, int32_t n_rounds,
+                 int32_t n_max, struct outlook outlook, struct best *best) {
+    heap_fill(policy, n_rounds);
     for (int32_t n = 0; policy->n_heap > 0 && n < n_max;) {
         struct candidate *first = &policy->heap[0];
         outlook.tokens += first->reached;
@@ -407,10 +417,11 @@ static int32_t choose_auto(struct moge_policy *policy, const struct moge_batch *
     if (outlook.ns <= 0)
         return 0;
     struct best best = {0};
+    autos_begin(policy, batch, lookups);
     best_update(policy, &outlook, 0, 0, &best);
     for (int i = 0; i < (int)(sizeof rounds / sizeof rounds[0]); i++) {
         struct best here = {0};
-        walk(policy, batch, lookups, rounds[i], room, outlook, &here);
+        walk(policy, batch, rounds[i], room, outlook, &here);
         if (here.known.rate > best.known.rate)
             best.known = here.known;
         if (here.hope.rate > best.hope.rate)
@@ -423,7 +434,7 @@ static int32_t choose_auto(struct moge_policy *policy, const struct moge_batch *
         must_measure_zero(policy, batch, best.known.rate * outlook.ns / outlook.tokens))
         return 0;
     struct beginning chosen = prefill ? best.known : best_or_hope(policy, &best);
-    walk(policy, batch, lookups, chosen.n_rounds, chosen.n, outlook, &best);
+    walk(policy, batch, chosen.n_rounds, chosen.n, outlook, &best);
     return chosen.n;
 }
 
