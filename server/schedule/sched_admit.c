@@ -109,6 +109,10 @@ static int32_t take_computed(struct moge_sched *sched, const struct moge_req *re
  * tokens still to be scored. */
 static bool take_pages(struct moge_sched *sched, struct moge_req *req) {
     struct moge_kv *kv = sched->options.kv;
+    /* Who waits for pages asks in every step: the index is not asked where no hit could help. */
+    int32_t n_hit_max = sched_first_yield(req) / MOGE_PAGE_TOKENS;
+    if (sched->running.n > 0 && pages_to_admit(sched, req) - n_hit_max > moge_kv_pages_free(kv))
+        return false;
     int slot = moge_kv_slot_take(kv);
     MOGE_ASSERT(slot >= 0);
     int32_t n_cached = take_computed(sched, req, slot);
