@@ -16,15 +16,30 @@ static void push(int32_t id, const char *text, bool hidden, int32_t n_top) {
     moge_req_push(req, &out, text);
 }
 
-/* Tokens of the prompt come under their own name, before and beside the others. */
-static void test_prompt_scores(void **state) {
-    (void)state;
-    static struct moge_chunk chunk;
-    struct moge_bytes out = {0};
+static void begin(void) {
     struct sample s;
     struct moge_err err = {0};
     sample_init(&s);
     TEST_OK(decode_sample(&s, &err), err);
+}
+
+/* What the client reads of all that was pushed; ends: NULL, or the request if this is its last. */
+static Moge__V1__GenerateResponse *next_response(struct moge_req *ends) {
+    static struct moge_chunk chunk;
+    struct moge_bytes out = {0};
+    assert_true(moge_chunk_fill(&chunk, req));
+    assert_int_equal(moge_codec_chunk(service, &chunk, ends, &out), 0);
+    Moge__V1__GenerateResponse *response =
+        moge__v1__generate_response__unpack(NULL, out.len, out.data);
+    assert_non_null(response);
+    free(out.data);
+    return response;
+}
+
+/* Tokens of the prompt come under their own name, before and beside the others. */
+static void test_prompt_scores(void **state) {
+    (void)state;
+    begin();
     for (int32_t id = 7; id < 9; id++) {
         struct moge_token_out score = {
             .id = id, .scored = true, .logprobs = {.chosen = -0.5f, .rank = id, .n_top = 1}};
@@ -32,9 +47,7 @@ static void test_prompt_scores(void **state) {
         moge_req_push(req, &score, "");
     }
     push(5, "x", false, -1);
-    assert_true(moge_chunk_fill(&chunk, req));
-    assert_int_equal(moge_codec_chunk(service, &chunk, NULL, &out), 0);
-    Moge__V1__GenerateResponse *r = moge__v1__generate_response__unpack(NULL, out.len, out.data);
+    Moge__V1__GenerateResponse *r = next_response(NULL);
     assert_int_equal(r->n_prompt_tokens, 2);
     for (int32_t i = 0; i < 2; i++) {
         const Moge__V1__PromptToken *token = r->prompt_tokens[i];
@@ -52,22 +65,16 @@ static void test_prompt_scores(void **state) {
     assert_int_equal(r->token_ids[0], 5);
     assert_int_equal(r->n_logprobs, 0);
     moge__v1__generate_response__free_unpacked(r, NULL);
-    free(out.data);
 }
 
 static void test_chunks(void **state) {
     (void)state;
+    begin();
     static struct moge_chunk chunk;
-    struct moge_bytes out = {0};
-    struct sample s;
-    struct moge_err err = {0};
-    sample_init(&s);
-    TEST_OK(decode_sample(&s, &err), err);
     assert_false(moge_chunk_fill(&chunk, req));
     push(5, "se", false, 2);
     push(6, "", false, 2);
     push(2, "lect", true, -1); /* text that was held back, under a token that is not shown */
-    assert_true(moge_chunk_fill(&chunk, req));
     req->usage = (struct moge_usage){.n_prompt = 3, .n_output = 3, .n_offered = 4, .n_accepted = 1};
     req->usage.offered_at[0] = req->usage.offered_at[1] = 2;
     req->usage.accepted_at[0] = 1;
@@ -76,8 +83,7 @@ static void test_chunks(void **state) {
     req->stop_id = 2;
     req->sample.seed = 99;
     atomic_store(&req->finish, MOGE_FINISH_STOP);
-    assert_int_equal(moge_codec_chunk(service, &chunk, req, &out), 0);
-    Moge__V1__GenerateResponse *r = moge__v1__generate_response__unpack(NULL, out.len, out.data);
+    Moge__V1__GenerateResponse *r = next_response(req);
     assert_int_equal(r->n_token_ids, 2);
     assert_int_equal(r->token_ids[1], 6);
     assert_int_equal(r->text.len, 6);
@@ -94,26 +100,17 @@ static void test_chunks(void **state) {
     assert_int_equal(r->finish->guesses->n_offered_by_position, 2);
     assert_int_equal(r->finish->guesses->accepted_by_position[1], 0);
     moge__v1__generate_response__free_unpacked(r, NULL);
-    free(out.data);
 }
 
 /* Without log-probabilities and without an end there is only text and ids. */
 static void test_plain_chunk(void **state) {
     (void)state;
-    static struct moge_chunk chunk;
-    struct moge_bytes out = {0};
-    struct sample s;
-    struct moge_err err = {0};
-    sample_init(&s);
-    TEST_OK(decode_sample(&s, &err), err);
+    begin();
     push(5, "x", false, -1);
-    assert_true(moge_chunk_fill(&chunk, req));
-    assert_int_equal(moge_codec_chunk(service, &chunk, NULL, &out), 0);
-    Moge__V1__GenerateResponse *r = moge__v1__generate_response__unpack(NULL, out.len, out.data);
+    Moge__V1__GenerateResponse *r = next_response(NULL);
     assert_int_equal(r->n_logprobs, 0);
     assert_null(r->finish);
     moge__v1__generate_response__free_unpacked(r, NULL);
-    free(out.data);
 }
 
 int main(void) {

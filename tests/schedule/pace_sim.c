@@ -19,16 +19,10 @@ enum {
     N_COST_STEPS = 400
 };
 #include "tests/schedule/fake_engine.h"
+#include "tests/schedule/rig.h"
 
 struct world {
-    struct moge_engine engine;
-    struct moge_draft draft;
-    struct moge_kv *kv;
-    struct moge_reqs *reqs;
-    struct moge_queue *queue;
-    struct moge_sched *sched;
-    struct moge_step step;
-    struct moge_span spans[SLOTS_MAX];
+    struct rig rig;
     struct moge_req *streams[SLOTS_MAX];
     int32_t n_streams;
 };
@@ -38,50 +32,30 @@ static struct world world;
 static void world_open(const struct moge_sched_options *limits) {
     struct world *w = &world;
     memset(w, 0, sizeof *w);
-    struct moge_err err;
     fake_now_us = 0;
-    w->engine.step_us = 20000;
-    w->engine.row_us = 1000;
+    w->rig.engine.step_us = 20000;
+    w->rig.engine.row_us = 1000;
     struct moge_kv_options kv = {PAGES_MAX, SLOTS_MAX, CONTEXT / MOGE_PAGE_TOKENS, false};
-    TEST_OK(moge_kv_new(&w->kv, &kv, &err), err);
-    TEST_OK(moge_reqs_new(&w->reqs, SLOTS_MAX, CONTEXT, &err), err);
     struct moge_queue_options queue = {SLOTS_MAX, 10 * CONTEXT};
-    TEST_OK(moge_queue_new(&w->queue, &queue, &err), err);
+    rig_parts(&w->rig, &kv, SLOTS_MAX, &queue);
     struct moge_sched_options options = *limits;
-    options.kv = w->kv;
-    options.reqs = w->reqs;
-    options.draft = &w->draft;
     options.n_running_max = SLOTS_MAX;
     options.step_rows_max = ROWS_MAX;
     options.prefill_chunk_max = ROWS_MAX;
-    options.n_context = CONTEXT;
-    TEST_OK(moge_sched_new(&w->sched, &options, &err), err);
-    w->step = (struct moge_step){.sched = w->sched,
-                                 .queue = w->queue,
-                                 .draft = &w->draft,
-                                 .engine = &w->engine,
-                                 .now_ns = fake_now_ns,
-                                 .batch = {.spans = w->spans,
-                                           .n_spans_cap = SLOTS_MAX,
-                                           .n_rows_cap = ROWS_MAX,
-                                           .n_logits_cap = ROWS_MAX}};
+    rig_open(&w->rig, &options, ROWS_MAX);
 }
 
 static void world_close(void) {
     struct world *w = &world;
-    moge_sched_abort(w->sched, w->queue, MOGE_FINISH_SHUTDOWN, fake_now_us);
+    moge_sched_abort(w->rig.sched, w->rig.queue, MOGE_FINISH_SHUTDOWN, fake_now_us);
     for (int32_t i = 0; i < w->n_streams; i++)
-        moge_req_release(w->reqs, w->streams[i]);
-    assert_int_equal(moge_kv_pages_free(w->kv), moge_kv_pages_total(w->kv));
-    moge_sched_free(w->sched);
-    moge_queue_free(w->queue);
-    moge_reqs_free(w->reqs);
-    moge_kv_free(w->kv);
+        moge_req_release(w->rig.reqs, w->streams[i]);
+    rig_close(&w->rig);
 }
 
 static struct moge_req *submit(int32_t n_prompt, int64_t timeout_us) {
     struct world *w = &world;
-    struct moge_req *req = moge_reqs_take(w->reqs);
+    struct moge_req *req = moge_reqs_take(w->rig.reqs);
     assert_non_null(req);
     struct test_rng rng = test_rng_init((uint64_t)(w->n_streams + 1));
     for (int32_t i = 0; i < n_prompt; i++)
@@ -92,7 +66,7 @@ static struct moge_req *submit(int32_t n_prompt, int64_t timeout_us) {
     req->submitted_us = fake_now_us;
     req->deadline_us = timeout_us == INT64_MAX ? INT64_MAX : fake_now_us + timeout_us;
     struct moge_err err;
-    TEST_OK(moge_queue_submit(w->queue, req, &err), err);
+    TEST_OK(moge_queue_submit(w->rig.queue, req, &err), err);
     w->streams[w->n_streams++] = req;
     return req;
 }
@@ -107,7 +81,7 @@ static void everybody_reads(void) {
 }
 
 static void step_run(void) {
-    assert_int_equal(moge_step_run(&world.step), 0);
+    assert_int_equal(moge_step_run(&world.rig.step), 0);
     everybody_reads();
 }
 
@@ -124,7 +98,7 @@ static const struct moge_sched_options timely = {.itl_target_us = 100000};
 static int64_t longest_gap_us(const struct moge_sched_options *limits, int64_t page_ns,
                               int64_t *mean_us) {
     world_open(limits);
-    world.engine.page_ns = page_ns;
+    world.rig.engine.page_ns = page_ns;
     streams_start();
     const struct moge_req *req = submit(LONG_PROMPT, INT64_MAX);
     int64_t longest_us = 0, begin_us = 0;
@@ -259,7 +233,7 @@ static void cost_tell(int32_t n) {
     world_open(&none);
     for (int32_t i = 0; i < n; i++)
         submit(1, INT64_MAX);
-    struct moge_step *step = &world.step;
+    struct moge_step *step = &world.rig.step;
     int64_t total_ns = 0, n_rows = 0;
     for (int32_t i = 0; i < N_COST_STEPS; i++) {
         int64_t begin_ns = real_ns();

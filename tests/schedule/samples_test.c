@@ -6,52 +6,25 @@
 
 enum { CONTEXT = 192, ROWS_MAX = 64, PAGES_MAX = 64, SLOTS_MAX = 8, N_REQS = 4 };
 #include "tests/schedule/fake_engine.h"
+#include "tests/schedule/rig.h"
 
-struct world {
-    struct moge_engine engine;
-    struct moge_draft draft;
-    struct moge_kv *kv;
-    struct moge_reqs *reqs;
-    struct moge_queue *queue;
-    struct moge_sched *sched;
-    struct moge_step step;
-    struct moge_span spans[SLOTS_MAX];
-};
-
-static void world_open(struct world *w) {
-    struct moge_err err;
+static void open_without_cache(struct rig *rig) {
     struct moge_kv_options kv = {PAGES_MAX, SLOTS_MAX, CONTEXT / MOGE_PAGE_TOKENS, false};
     struct moge_queue_options queue = {N_REQS, 4 * CONTEXT};
-    w->draft = (struct moge_draft){test_rng_init(1), 70};
-    TEST_OK(moge_kv_new(&w->kv, &kv, &err), err);
-    TEST_OK(moge_reqs_new(&w->reqs, N_REQS, CONTEXT, &err), err);
-    TEST_OK(moge_queue_new(&w->queue, &queue, &err), err);
-    struct moge_sched_options options = {.kv = w->kv,
-                                         .reqs = w->reqs,
-                                         .draft = &w->draft,
-                                         .n_running_max = SLOTS_MAX,
-                                         .step_rows_max = ROWS_MAX,
-                                         .prefill_chunk_max = 40,
-                                         .n_context = CONTEXT};
-    TEST_OK(moge_sched_new(&w->sched, &options, &err), err);
-    w->step = (struct moge_step){.sched = w->sched,
-                                 .queue = w->queue,
-                                 .draft = &w->draft,
-                                 .engine = &w->engine,
-                                 .now_ns = fake_now_ns,
-                                 .batch = {.spans = w->spans,
-                                           .n_spans_cap = SLOTS_MAX,
-                                           .n_rows_cap = ROWS_MAX,
-                                           .n_logits_cap = ROWS_MAX}};
+    struct moge_sched_options options = {
+        .n_running_max = SLOTS_MAX, .step_rows_max = ROWS_MAX, .prefill_chunk_max = 40};
+    rig->draft = (struct moge_draft){test_rng_init(1), 70};
+    rig_parts(rig, &kv, N_REQS, &queue);
+    rig_open(rig, &options, ROWS_MAX);
 }
 
 /* Four samples of one prompt, without a prefix cache: its full pages are computed once. */
 static void samples_share_their_prompt(void **state) {
     (void)state;
     enum { N_PROMPT = 100, N_FULL = (N_PROMPT - 1) / MOGE_PAGE_TOKENS };
-    static struct world w;
+    static struct rig w;
     struct moge_err err = {0};
-    world_open(&w);
+    open_without_cache(&w);
     struct moge_req *first = moge_reqs_take(w.reqs);
     first->n_samples = 4;
     first->n_prompt = N_PROMPT;
@@ -86,10 +59,7 @@ static void samples_share_their_prompt(void **state) {
     assert_int_equal(first->next_sample->usage.n_output, 20);
     moge_req_release_samples(w.reqs, first);
     assert_int_equal(moge_kv_pages_free(w.kv), PAGES_MAX);
-    moge_sched_free(w.sched);
-    moge_queue_free(w.queue);
-    moge_reqs_free(w.reqs);
-    moge_kv_free(w.kv);
+    rig_close(&w);
 }
 
 int main(void) {

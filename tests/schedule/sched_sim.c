@@ -16,6 +16,7 @@
 
 enum { CONTEXT = 192, ROWS_MAX = 64, PAGES_MAX = 64, SLOTS_MAX = 8, N_REQS = 24 };
 #include "tests/schedule/fake_engine.h"
+#include "tests/schedule/rig.h"
 
 /* ---- allocation counter ---- */
 
@@ -60,15 +61,8 @@ struct client {
 struct world {
     uint64_t seed;
     struct test_rng rng;
-    struct moge_engine engine;
-    struct moge_draft draft;
-    struct moge_kv *kv;
-    struct moge_reqs *reqs;
-    struct moge_queue *queue;
-    struct moge_sched *sched;
+    struct rig rig;
     struct moge_sched_options options;
-    struct moge_step step;
-    struct moge_span spans[SLOTS_MAX];
     struct client clients[N_REQS];
     bool grows; /* short prompts with long answers: pages run out in the middle */
 };
@@ -124,7 +118,7 @@ static int32_t samples_draw(struct world *w, const struct client *c) {
 }
 
 static void client_submit(struct world *w, struct client *c) {
-    struct moge_req *req = moge_reqs_take(w->reqs);
+    struct moge_req *req = moge_reqs_take(w->rig.reqs);
     if (!req)
         return;
     c->req = req;
@@ -156,12 +150,12 @@ static void client_submit(struct world *w, struct client *c) {
     if (test_below(&w->rng, 8) == 0)
         req->deadline_us = fake_now_us + 1000 * test_below(&w->rng, 40);
     struct moge_err err;
-    int rc = moge_req_fan_out(w->reqs, req, &err);
+    int rc = moge_req_fan_out(w->rig.reqs, req, &err);
     if (rc == 0)
-        rc = moge_queue_submit(w->queue, req, &err);
+        rc = moge_queue_submit(w->rig.queue, req, &err);
     if (rc != 0) { /* the queue is full: try again later with another one */
         assert_int_equal(rc, MOGE_LIMIT);
-        moge_req_release_samples(w->reqs, req);
+        moge_req_release_samples(w->rig.reqs, req);
         memset(c, 0, sizeof *c);
         return;
     }
@@ -249,7 +243,7 @@ static void client_finish(struct world *w, struct client *c, enum moge_finish fi
     n_accepted += c->req->usage.n_accepted;
     n_cached += c->req->usage.n_cached;
     n_by_string += c->req->stop_string >= 0;
-    moge_req_release(w->reqs, c->req);
+    moge_req_release(w->rig.reqs, c->req);
     c->done = true;
 }
 
@@ -280,60 +274,38 @@ static void client_turn(struct world *w, struct client *c) {
 
 static void world_open(struct world *w, uint64_t seed) {
     memset(w, 0, sizeof *w);
-    struct moge_err err;
     w->seed = seed;
     w->grows = seed % 3 == 0;
     w->rng = test_rng_init(seed);
-    w->draft = (struct moge_draft){test_rng_init(seed + 1), test_below(&w->rng, 101)};
-    struct moge_kv_options kv = {CONTEXT / MOGE_PAGE_TOKENS +
-                                     test_below(&w->rng, w->grows ? 12 : 40),
-                                 SLOTS_MAX, CONTEXT / MOGE_PAGE_TOKENS, test_below(&w->rng, 4) > 0};
-    TEST_OK(moge_kv_new(&w->kv, &kv, &err), err);
-    TEST_OK(moge_reqs_new(&w->reqs, N_REQS, CONTEXT, &err), err);
-    struct moge_queue_options queue = {4 + test_below(&w->rng, 20), 4 * CONTEXT};
-    TEST_OK(moge_queue_new(&w->queue, &queue, &err), err);
     struct test_rng *rng = &w->rng;
+    w->rig.draft = (struct moge_draft){test_rng_init(seed + 1), test_below(rng, 101)};
+    struct moge_kv_options kv = {CONTEXT / MOGE_PAGE_TOKENS + test_below(rng, w->grows ? 12 : 40),
+                                 SLOTS_MAX, CONTEXT / MOGE_PAGE_TOKENS, test_below(rng, 4) > 0};
+    struct moge_queue_options queue = {4 + test_below(rng, 20), 4 * CONTEXT};
+    rig_parts(&w->rig, &kv, N_REQS, &queue);
     w->options = (struct moge_sched_options){
-        .kv = w->kv,
-        .reqs = w->reqs,
-        .draft = &w->draft,
         .n_running_max = 1 + test_below(rng, SLOTS_MAX),
         .step_rows_max = 8 + test_below(rng, ROWS_MAX - 8 + 1),
         .prefill_chunk_max = 1 + test_below(rng, 64),
-        .n_context = CONTEXT,
         .admission = test_below(rng, 4) ? MOGE_ADMISSION_OPTIMISTIC : MOGE_ADMISSION_RESERVE,
         .prefill_rows_beside_decodes = test_below(rng, 3) ? 0 : 1 + test_below(rng, 32),
         .itl_target_us = test_below(rng, 3) ? 500 + test_below(rng, 3000) : 0,
         .aging_us = test_below(rng, 2) ? 1000 + test_below(rng, 50000) : 0,
         .queue_age_max_us = test_below(rng, 4) ? 0 : 1000 + test_below(rng, 50000),
     };
-    w->engine.step_us = 300 + test_below(rng, 1000);
-    w->engine.row_us = test_below(rng, 40);
-    TEST_OK(moge_sched_new(&w->sched, &w->options, &err), err);
-    w->step =
-        (struct moge_step){.sched = w->sched,
-                           .queue = w->queue,
-                           .draft = &w->draft,
-                           .engine = &w->engine,
-                           .now_ns = fake_now_ns,
-                           .batch = {.spans = w->spans,
-                                     .n_spans_cap = SLOTS_MAX,
-                                     .n_rows_cap = ROWS_MAX,
-                                     .n_logits_cap = test_below(rng, 2) ? ROWS_MAX
-                                                                        : w->options.n_running_max +
-                                                                              test_below(rng, 16)}};
+    w->rig.engine.step_us = 300 + test_below(rng, 1000);
+    w->rig.engine.row_us = test_below(rng, 40);
+    int32_t n_logits =
+        test_below(rng, 2) ? ROWS_MAX : w->options.n_running_max + test_below(rng, 16);
+    rig_open(&w->rig, &w->options, n_logits);
 }
 
 static void world_close(struct world *w) {
-    assert_true(moge_sched_idle(w->sched));
-    assert_int_equal(moge_queue_len(w->queue), 0);
-    assert_int_equal(moge_kv_pages_free(w->kv), moge_kv_pages_total(w->kv));
+    assert_true(moge_sched_idle(w->rig.sched));
+    assert_int_equal(moge_queue_len(w->rig.queue), 0);
     for (int i = 0; i < N_REQS; i++)
-        assert_non_null(moge_reqs_take(w->reqs)); /* none leaked */
-    moge_sched_free(w->sched);
-    moge_queue_free(w->queue);
-    moge_reqs_free(w->reqs);
-    moge_kv_free(w->kv);
+        assert_non_null(moge_reqs_take(w->rig.reqs)); /* none leaked */
+    rig_close(&w->rig);
 }
 
 /* Who is in line before a step, to see afterwards who was let in. */
@@ -370,8 +342,8 @@ static void lines_check(const struct world *w) {
 /* The limits on rows hold in every step. */
 static void batch_check(const struct world *w) {
     int32_t n_decode = 0, n_prefill = 0, n_rows = 0;
-    for (int32_t i = 0; i < w->step.batch.n_spans; i++) {
-        const struct moge_span *span = &w->spans[i];
+    for (int32_t i = 0; i < w->rig.step.batch.n_spans; i++) {
+        const struct moge_span *span = &w->rig.spans[i];
         bool decode = moge_span_is_decode(span);
         n_decode += decode;
         n_prefill += decode ? 0 : span->n_rows;
@@ -386,7 +358,7 @@ static void batch_check(const struct world *w) {
 
 static void life_account(const struct world *w) {
     struct moge_sched_stats stats;
-    moge_sched_stats(w->sched, &stats);
+    moge_sched_stats(w->rig.sched, &stats);
     if (w->options.admission == MOGE_ADMISSION_RESERVE)
         assert_int_equal(stats.n_preempted, 0);
     int64_t n = 0;
@@ -410,13 +382,13 @@ static void life(uint64_t seed) {
         assert_true(step < 20000); /* everybody comes to an end */
         int64_t before = n_allocations;
         lines_look(w);
-        int rc = moge_step_run(&w->step);
+        int rc = moge_step_run(&w->rig.step);
         assert_int_equal(rc, 0);
         assert_int_equal(n_allocations, before);
-        moge_sched_check(w->sched);
+        moge_sched_check(w->rig.sched);
         lines_check(w);
         batch_check(w);
-        fake_now_us += w->step.batch.n_spans == 0 ? 1000 : 0;
+        fake_now_us += w->rig.step.batch.n_spans == 0 ? 1000 : 0;
         all_done = true;
         for (int i = 0; i < N_REQS; i++) {
             client_turn(w, &w->clients[i]);
@@ -477,11 +449,11 @@ static void failed_forward_is_told_and_survived(void **state) {
         client_submit(&w, c);
     for (struct moge_req *req = c->req; req; req = req->next_sample)
         req->deadline_us = INT64_MAX;
-    w.engine.broken = true;
-    assert_int_equal(moge_step_run(&w.step), MOGE_INTERNAL);
+    w.rig.engine.broken = true;
+    assert_int_equal(moge_step_run(&w.rig.step), MOGE_INTERNAL);
     assert_int_equal(atomic_load(&c->req->finish), MOGE_FINISH_ERROR);
     assert_non_null(strstr(c->req->err.text, "engine failed"));
-    moge_req_release(w.reqs, c->req);
+    moge_req_release(w.rig.reqs, c->req);
     world_close(&w);
 }
 
@@ -496,12 +468,12 @@ static void abort_ends_waiting_and_running(void **state) {
         n += w.clients[i].submitted;
     }
     assert_true(n > 1);
-    moge_step_run(&w.step);
-    moge_sched_abort(w.sched, w.queue, MOGE_FINISH_SHUTDOWN, 5);
+    moge_step_run(&w.rig.step);
+    moge_sched_abort(w.rig.sched, w.rig.queue, MOGE_FINISH_SHUTDOWN, 5);
     for (int i = 0; i < N_REQS; i++)
         if (w.clients[i].submitted) {
             assert_true(atomic_load(&w.clients[i].req->finish) != MOGE_FINISH_NONE);
-            moge_req_release(w.reqs, w.clients[i].req);
+            moge_req_release(w.rig.reqs, w.clients[i].req);
         }
     world_close(&w);
 }
