@@ -6,12 +6,11 @@ Runs `moge bench spec` on the embedded pair; speculation auto against off, which
 
     bench/drafters.py BUILD MACHINE [rounds [isa]]         writes bench/results/MACHINE/COMMIT-drafters-ISA.csv
 """
-import csv
 import json
-import os
 import subprocess
-import sys
 import tempfile
+
+import record
 
 TEXTS = {"prose": "docs/ARCHITECTURE.md", "code": "draft/policy.c"}
 FIELDS = ["machine", "commit", "isa", "threads", "temperature", "text", "batch", "drafter", "off_tok_s", "tok_s", "tok_s_q1",
@@ -23,20 +22,14 @@ def measure(build, path, drafter, temperature, rounds, isa):
     command = [f"{build}/moge", "bench", "spec", "--model", "models/moge-embedded-target.gguf", "--draft",
                "models/moge-embedded-draft.gguf", "--drafter", drafter, "--text", path, "--batch", "1,4", "--modes", "off,auto",
                "--weights", "q8_0", "--prompt-tokens", "192", "--tokens", "96", "--threads", "2", "--rounds", str(rounds),
-               "--temperature", str(temperature), "--json"]
-    if isa != "auto":
-        command += ["--isa", isa]
+               "--temperature", str(temperature), "--json", *record.isa_options(isa)]
     run = subprocess.run(command, capture_output=True, text=True, check=True)
     return [json.loads(line) for line in run.stdout.splitlines()]
 
 
 def main():
-    if len(sys.argv) < 3:
-        sys.exit(__doc__)
-    build, machine = sys.argv[1:3]
-    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 5
-    isa = sys.argv[4] if len(sys.argv) > 4 else "auto"
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    build, machine, rounds, isa = record.arguments(__doc__, 5)
+    commit = record.commit()
     rows = []
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as repetitive:
         repetitive.writelines(f"INSERT INTO t1(a,b,c) VALUES({i},{i * i},'row {i}');\n" for i in range(400))
@@ -56,13 +49,7 @@ def main():
                         rows.append(row)
                         print(f"T={temperature} {text:>10} batch {r['batch']} {drafter:>5}: {row['tok_s']:>5} tok/s  {row['ratio']}x "
                               f"({row['ratio_q1']}..{row['ratio_q3']}) of off, {r['acceptance_length']:.2f} tokens a step", flush=True)
-    path = f"bench/results/{machine}/{commit}-drafters-{rows[0]['isa']}.csv"
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", newline="") as out:
-        writer = csv.DictWriter(out, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    print(path)
+    record.write(machine, f"{commit}-drafters-{rows[0]['isa']}", FIELDS, rows)
 
 
 if __name__ == "__main__":

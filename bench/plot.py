@@ -44,6 +44,20 @@ def nice_ticks(top):
     return [step * i for i in range(math.ceil(top / step) + 1)]
 
 
+def axes(x0, title, unit, what, ticks, y_of):
+    """Titles, and the scale and lines of the vertical axis."""
+    right = x0 + WIDTH - 20
+    yield f'<text x="{x0 + LEFT}" y="{TOP - 16}" font-weight="bold">{escape(title)}</text>'
+    for tick in ticks:
+        yield (f'<line x1="{x0 + LEFT}" x2="{right}" y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}" '
+               f'stroke="#ddd"/><text x="{x0 + LEFT - 6}" y="{y_of(tick) + 4:.1f}" '
+               f'text-anchor="end">{tick:g}</text>')
+    yield (f'<text x="{(x0 + LEFT + right) / 2:.1f}" y="{TOP + HEIGHT + 36}" '
+           f'text-anchor="middle">{what}</text>'
+           f'<text transform="translate({x0 + 14},{TOP + HEIGHT / 2}) rotate(-90)" '
+           f'text-anchor="middle">{escape(unit)}</text>')
+
+
 def panel(x0, title, unit, series, value):
     """One set of axes: rows on a logarithmic axis, value(rows, ms) on a linear one."""
     rows = sorted({n for points in series.values() for n in points})
@@ -51,20 +65,11 @@ def panel(x0, title, unit, series, value):
     span = math.log2(rows[-1] / rows[0]) or 1
     x_of = lambda n: x0 + LEFT + (WIDTH - LEFT - 20) * math.log2(n / rows[0]) / span
     y_of = lambda v: TOP + HEIGHT - HEIGHT * v / ticks[-1]
-    right = x0 + WIDTH - 20
-    yield f'<text x="{x0 + LEFT}" y="{TOP - 16}" font-weight="bold">{escape(title)}</text>'
-    for tick in ticks:
-        yield (f'<line x1="{x0 + LEFT}" x2="{right}" y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}" '
-               f'stroke="#ddd"/><text x="{x0 + LEFT - 6}" y="{y_of(tick) + 4:.1f}" '
-               f'text-anchor="end">{tick:g}</text>')
+    yield from axes(x0, title, unit, "rows of a pass", ticks, y_of)
     for n in rows:
         yield (f'<line x1="{x_of(n):.1f}" x2="{x_of(n):.1f}" y1="{TOP + HEIGHT}" '
                f'y2="{TOP + HEIGHT + 4}" stroke="#888"/><text x="{x_of(n):.1f}" '
                f'y="{TOP + HEIGHT + 18}" text-anchor="middle">{n}</text>')
-    yield (f'<text x="{(x0 + LEFT + right) / 2:.1f}" y="{TOP + HEIGHT + 36}" '
-           f'text-anchor="middle">rows of a pass</text>'
-           f'<text transform="translate({x0 + 14},{TOP + HEIGHT / 2}) rotate(-90)" '
-           f'text-anchor="middle">{escape(unit)}</text>')
     for i, (name, points) in enumerate(series.items()):
         colour = COLOURS[i % len(COLOURS)]
         dash = ' stroke-dasharray="6 3"' if name.startswith("llama.cpp") else ""

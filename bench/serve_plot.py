@@ -12,7 +12,7 @@ import json
 
 from xml.sax.saxutils import escape
 
-from plot import COLOURS, HEIGHT, LEFT, LEGEND, TOP, WIDTH, nice_ticks
+from plot import COLOURS, HEIGHT, LEFT, LEGEND, TOP, WIDTH, axes, nice_ticks
 
 BOTTOM = 56
 DASHES = {"p50": "", "p90": ' stroke-dasharray="6 3"', "p99": ' stroke-dasharray="2 3"'}
@@ -42,19 +42,13 @@ def panel(x0, title, unit, axis, series, keys):
     """One set of axes.  keys: {field of a run: stroke style}"""
     loads = sorted({load for runs in series.values() for load in runs})
     ticks = nice_ticks(max(run[key] for runs in series.values() for run in runs.values() for key in keys) or 1)
-    right, span = x0 + WIDTH - 20, loads[-1] - loads[0] or 1
+    span = loads[-1] - loads[0] or 1
     x_of = lambda load: x0 + LEFT + (WIDTH - LEFT - 20) * (load - loads[0]) / span
     y_of = lambda value: TOP + HEIGHT - HEIGHT * value / ticks[-1]
-    yield f'<text x="{x0 + LEFT}" y="{TOP - 16}" font-weight="bold">{escape(title)}</text>'
-    for tick in ticks:
-        yield (f'<line x1="{x0 + LEFT}" x2="{right}" y1="{y_of(tick):.1f}" y2="{y_of(tick):.1f}" stroke="#ddd"/>'
-               f'<text x="{x0 + LEFT - 6}" y="{y_of(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    what = {"request_rate": "requests a second", "max_concurrency": "streams at once"}[axis]
+    yield from axes(x0, title, unit, what, ticks, y_of)
     for load in loads:
         yield (f'<text x="{x_of(load):.1f}" y="{TOP + HEIGHT + 18}" text-anchor="middle">{load:g}</text>')
-    what = {"request_rate": "requests a second", "max_concurrency": "streams at once"}[axis]
-    yield (f'<text x="{(x0 + LEFT + right) / 2:.1f}" y="{TOP + HEIGHT + 36}" text-anchor="middle">{what}</text>'
-           f'<text transform="translate({x0 + 14},{TOP + HEIGHT / 2}) rotate(-90)" '
-           f'text-anchor="middle">{escape(unit)}</text>')
     for i, runs in enumerate(series.values()):
         for key, dash in keys.items():
             path = " ".join(f"{x_of(load):.1f},{y_of(run[key]):.1f}" for load, run in runs.items())

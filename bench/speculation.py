@@ -8,14 +8,14 @@ One moged with the embedded pair is started for each number of threads.
 
     bench/speculation.py BUILD MACHINE [rounds [isa]]      writes bench/results/MACHINE/COMMIT-speculation.csv
 """
-import csv
 import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
+
+import record
 
 KINDS = ["off", "auto", "1", "2", "3", "4"]
 PROMPTS = ["The query planner", "static int sqlite3", "This pragma returns the", "If the database file is"]
@@ -63,11 +63,11 @@ def measure(build, threads, rounds, isa, fixed):
                 break
             time.sleep(0.1)
         for temperature in (0, 1):
-            results = [one_round(build, address, temperature) for _ in range(rounds)]
+            measured = [one_round(build, address, temperature) for _ in range(rounds)]
             for kind in KINDS:
-                q1, speed, q3 = quartiles([r[kind][0] for r in results])
-                r1, ratio, r3 = quartiles([r[kind][0] / r["off"][0] for r in results])
-                length = statistics.median(r[kind][1] for r in results)
+                q1, speed, q3 = quartiles([r[kind][0] for r in measured])
+                r1, ratio, r3 = quartiles([r[kind][0] / r["off"][0] for r in measured])
+                length = statistics.median(r[kind][1] for r in measured)
                 rows.append(dict(fixed, threads=threads, temperature=temperature, speculation=kind,
                                  tok_s=f"{speed:.0f}", tok_s_q1=f"{q1:.0f}", tok_s_q3=f"{q3:.0f}",
                                  ratio=f"{ratio:.3f}", ratio_q1=f"{r1:.3f}", ratio_q3=f"{r3:.3f}",
@@ -81,26 +81,14 @@ def measure(build, threads, rounds, isa, fixed):
 
 
 def main():
-    if len(sys.argv) < 3:
-        sys.exit(__doc__)
-    build, machine = sys.argv[1:3]
-    rounds = int(sys.argv[3]) if len(sys.argv) > 3 else 7
-    isa = sys.argv[4] if len(sys.argv) > 4 else "auto"
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+    build, machine, rounds, isa = record.arguments(__doc__, 7)
+    commit = record.commit()
     command = [f"{build}/moge", "bench", "engine", "--model", "models/moge-embedded-draft.gguf",
-               "--rows", "1", "--prefill", "0", "--json"]
-    if isa != "auto":
-        command += ["--isa", isa]
+               "--rows", "1", "--prefill", "0", "--json", *record.isa_options(isa)]
     bench = subprocess.run(command, capture_output=True, text=True, check=True)
     fixed = {"machine": machine, "commit": commit, "isa": json.loads(bench.stdout.splitlines()[0])["isa"]}
     rows = [row for threads in (1, 2) for row in measure(build, threads, rounds, isa, fixed)]
-    path = f"bench/results/{machine}/{commit}-speculation-{fixed['isa']}.csv"
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "w", newline="") as out:
-        writer = csv.DictWriter(out, FIELDS)
-        writer.writeheader()
-        writer.writerows(rows)
-    print(path)
+    record.write(machine, f"{commit}-speculation-{fixed['isa']}", FIELDS, rows)
 
 
 if __name__ == "__main__":
