@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which level this CPU runs, and one filled table for each.  The tables are filled together at the
- * first use and never change afterwards, so any thread may hold a pointer to one. */
+/* Which level this CPU runs, and one filled table for each up to it: what fills a level's slots is
+ * compiled for that level, so only a CPU that has it may run it.  The tables are filled together at
+ * the first use and never change afterwards, so any thread may hold a pointer to one. */
 #include "engine/kernels/kernels.h"
 
 #include <pthread.h>
@@ -71,7 +72,7 @@ static _Atomic int isa_max = MOGE_ISA_COUNT - 1;
 
 static void tables_fill(void) {
     detected = moge_isa_detect();
-    for (int isa = 0; isa < MOGE_ISA_COUNT; isa++)
+    for (int isa = 0; isa <= (int)detected; isa++)
         moge_kernels_fill(&tables[isa], (enum moge_isa)isa);
 }
 

@@ -133,7 +133,8 @@ struct moge_kernels {
 /* The best level this CPU (and operating system, by XCR0) runs. */
 enum moge_isa moge_isa_detect(void);
 
-/* Fills the table for a level: scalar first, then each level up to it overwrites what it has. */
+/* Fills the table for a level that this CPU runs: scalar first, then each level up to it overwrites
+ * what it has, in code compiled for that level. */
 void moge_kernels_fill(struct moge_kernels *kernels, enum moge_isa isa);
 
 /* The process-wide table: level = min(detected, maximum set).  Any thread. */
