@@ -11,6 +11,11 @@
 static struct moge_kernels levels[MOGE_ISA_COUNT];
 static int n_levels; /* that run here */
 
+/* tests/kernels/emulated */
+void emulated_vec_init_avx512(struct moge_kernels *kernels);
+void emulated_attn_page_init_avx512(struct moge_kernels *kernels);
+void emulated_quant_init_vnni(struct moge_kernels *kernels);
+
 #define SCALAR (&levels[MOGE_ISA_SCALAR])
 
 /* For each level above scalar: `k`. */
@@ -485,14 +490,30 @@ static void every_level_passes_its_self_test(void **state) {
 
 #include "tests/kernels/bench.h"
 
+/* The next level's kernels as plain C: this CPU does not run them otherwise. */
+static void add_emulated_level(void) {
+    struct moge_kernels *k = &levels[n_levels];
+    *k = levels[n_levels - 1];
+    if (n_levels == MOGE_ISA_AVX512) {
+        k->isa = "avx512, emulated";
+        emulated_vec_init_avx512(k);
+        emulated_attn_page_init_avx512(k);
+    } else if (n_levels == MOGE_ISA_VNNI) {
+        k->isa = "vnni, emulated";
+        emulated_quant_init_vnni(k);
+    }
+    printf("%s: this CPU does not run it\n", k->isa);
+    n_levels++;
+}
+
 int main(int argc, char **argv) {
     n_levels = (int)moge_isa_detect() + 1;
     for (int isa = 0; isa < n_levels; isa++)
         moge_kernels_fill(&levels[isa], (enum moge_isa)isa);
-    for (int isa = n_levels; isa < MOGE_ISA_COUNT; isa++)
-        printf("SKIP level %d: this CPU does not run it\n", isa);
     if (argc > 1 && strcmp(argv[1], "--bench") == 0)
         return bench();
+    while (n_levels < MOGE_ISA_COUNT)
+        add_emulated_level();
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(quantize_is_right),
         cmocka_unit_test(quantize_is_the_same_at_every_level),
