@@ -469,14 +469,19 @@ void moge_boot_stop(struct moge_boot *boot, bool abort) {
     moge_queue_wake(boot->queue);
 }
 
+void moge_boot_join(struct moge_boot *boot) {
+    if (!boot || !boot->engine_started)
+        return;
+    if (atomic_load_explicit(&boot->step.stop, memory_order_relaxed) == 0)
+        moge_boot_stop(boot, false);
+    pthread_join(boot->engine_thread, NULL);
+    boot->engine_started = false;
+}
+
 void moge_boot_close(struct moge_boot *boot) {
     if (!boot)
         return;
-    if (boot->engine_started) {
-        if (atomic_load_explicit(&boot->step.stop, memory_order_relaxed) == 0)
-            moge_boot_stop(boot, false);
-        pthread_join(boot->engine_thread, NULL);
-    }
+    moge_boot_join(boot);
     if (boot->sched) /* a failed warm-up leaves its request behind */
         moge_sched_abort(boot->sched, boot->queue, MOGE_FINISH_SHUTDOWN, 0);
     free(boot->step.batch.spans);

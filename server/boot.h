@@ -36,6 +36,10 @@ int moge_boot_start(struct moge_boot *boot, struct moge_err *err); /* the engine
 /* Tells the engine thread to finish what is there, or (abort) to give it up, and wakes it. */
 void moge_boot_stop(struct moge_boot *boot, bool abort);
 
+/* Waits for the engine thread to finish what is there, unless told before to give it up.  Accepts
+ * NULL. */
+void moge_boot_join(struct moge_boot *boot);
+
 /* Joins the engine thread and frees everything; accepts NULL and what a failed open left. */
 void moge_boot_close(struct moge_boot *boot);
 

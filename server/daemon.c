@@ -223,8 +223,11 @@ static int daemon_open(struct daemon *daemon, struct moge_err *err) {
                                        config->max_queued + config->max_running + CALLS_SPARE,
                                    .stall_timeout_us = config->stall_timeout_us};
     rc = moge_rpc_new(&daemon->rpc, &rpc, err);
-    if (rc == 0)
-        rc = moge_boot_start(daemon->boot, err);
+    if (rc)
+        return rc;
+    daemon->boot->step.wake = moge_rpc_wake;
+    daemon->boot->step.wake_arg = daemon->rpc;
+    rc = moge_boot_start(daemon->boot, err);
     if (rc == 0)
         rc = moge_listen_start(daemon->listen, daemon->base, daemon->boot->metrics, on_connection,
                                daemon, err);
@@ -238,8 +241,7 @@ static void event_end(struct event *event) {
 
 static void daemon_close(struct daemon *daemon) {
     moge_listen_close(daemon->listen);
-    if (daemon->boot && daemon->boot->engine_started && daemon->stage < STAGE_ABORTING)
-        moge_boot_stop(daemon->boot, false);
+    moge_boot_join(daemon->boot); /* it wakes gRPC's threads to its end */
     moge_rpc_free(daemon->rpc);
     moge_boot_close(daemon->boot);
     event_end(daemon->signal_event);

@@ -52,7 +52,7 @@ struct moge_call {
     /* facts */
     struct moge_tag accept_tag, send_tag, close_tag;
     bool send_busy, close_busy; /* tags that are out */
-    bool engine_busy;           /* the engine thread may still call wake */
+    bool engine_busy;           /* the engine thread may still note it */
     bool worker_busy;
     bool gone;        /* the client left, or the deadline passed: nothing can be sent */
     bool stalled;     /* cancelled by us for that */
@@ -228,10 +228,10 @@ static void worker_run(struct moge_job *job) {
 
 /* ---- Generate ---- */
 
-static void engine_wake(struct moge_req *req) {
+static void engine_gained(struct moge_req *req) {
     struct moge_call *call = req->rpc;
     bool final = atomic_load_explicit(&req->finish, memory_order_relaxed) != MOGE_FINISH_NONE;
-    moge_cq_post(call->cq, call, MOGE_READY_TOKENS | (final ? MOGE_READY_FINAL : 0u));
+    moge_cq_note(call->cq, call, MOGE_READY_TOKENS | (final ? MOGE_READY_FINAL : 0u));
 }
 
 static int64_t deadline_us(const struct moge_call *call, int64_t now_us) {
@@ -253,7 +253,7 @@ static int call_take_req(struct moge_call *call) {
                          "the queue is full: too many requests are under way");
     call->req->id = atomic_fetch_add(&rpc->next_id, 1);
     call->req->rpc = call;
-    call->req->wake = engine_wake;
+    call->req->gained = engine_gained;
     call->req->submitted_us = moge_service_now_us();
     call->req->deadline_us = deadline_us(call, call->req->submitted_us);
     return 0;

@@ -86,8 +86,9 @@ struct moge_rpc {
 
 /* ---- rpc.c ---- */
 
-/* Puts a call on its CQ's ready list and wakes the CQ, once for any number of posts.  Any thread;
- * cheap enough for the engine thread. */
+/* Puts a call on its CQ's ready list: to note it is cheap, and moge_rpc_wake wakes the CQ for all
+ * that were noted; to post it wakes the CQ at once.  Any thread. */
+void moge_cq_note(struct moge_cq *cq, struct moge_call *call, unsigned ready);
 void moge_cq_post(struct moge_cq *cq, struct moge_call *call, unsigned ready);
 
 /* The one table from our codes to gRPC's. */

@@ -19,7 +19,7 @@ struct moge_bytes {
 };
 
 /* Decodes a GenerateRequest into a request fresh from the pool, text prompts tokenised.  Everything
- * is filled but id, wake, rpc and the times. */
+ * is filled but id, gained, rpc and the times. */
 int moge_codec_generate(const struct moge_service *service, const void *data, size_t len,
                         struct moge_req *req, struct moge_err *err);
 

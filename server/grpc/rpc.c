@@ -2,7 +2,8 @@
 /* Waking a CQ from another thread: gRPC's C interface has no alarm, but an empty batch on a call
  * that was never started completes at once on the call's CQ.  Each CQ keeps one such call, on a
  * channel that leads nowhere, and `woken` says that its batch is under way, so any number of posts
- * cost one wake. */
+ * cost one wake.  The engine thread notes all calls of a step first and wakes then: woken by the
+ * first one, the CQ's thread would compete with it for the list and for the processor. */
 #include "server/grpc/call.h"
 
 #include <stdlib.h>
@@ -74,24 +75,38 @@ static void cq_wake(struct moge_cq *cq) {
     MOGE_ASSERT(error == GRPC_CALL_OK);
 }
 
-void moge_cq_post(struct moge_cq *cq, struct moge_call *call, unsigned ready) {
+/* Wakes the CQ if it has something to do and no wake is under way. */
+static void cq_look(struct moge_cq *cq) {
     pthread_mutex_lock(&cq->mutex);
-    moge_call_push(cq, call, ready);
-    bool wake = !cq->woken;
-    cq->woken = true;
+    bool wake = !cq->woken && (cq->ready_first || cq->health_changed);
+    cq->woken = cq->woken || wake;
     pthread_mutex_unlock(&cq->mutex);
     if (wake)
         cq_wake(cq);
 }
 
+void moge_cq_note(struct moge_cq *cq, struct moge_call *call, unsigned ready) {
+    pthread_mutex_lock(&cq->mutex);
+    moge_call_push(cq, call, ready);
+    pthread_mutex_unlock(&cq->mutex);
+}
+
+void moge_cq_post(struct moge_cq *cq, struct moge_call *call, unsigned ready) {
+    moge_cq_note(cq, call, ready);
+    cq_look(cq);
+}
+
+void moge_rpc_wake(void *rpc) {
+    struct moge_rpc *self = rpc;
+    for (int i = 0; i < self->options.n_cqs; i++)
+        cq_look(&self->cqs[i]);
+}
+
 static void cq_health_changed(struct moge_cq *cq) {
     pthread_mutex_lock(&cq->mutex);
     cq->health_changed = true;
-    bool wake = !cq->woken;
-    cq->woken = true;
     pthread_mutex_unlock(&cq->mutex);
-    if (wake)
-        cq_wake(cq);
+    cq_look(cq);
 }
 
 /* The wake arrived.  `woken` falls first: what is posted from now on wakes again. */

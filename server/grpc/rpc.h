@@ -4,8 +4,8 @@
  * own accept loop dies for good when descriptors run out.
  *
  * A CQ thread does I/O and small work only; a large message is decoded on the worker thread.  The
- * engine thread reaches a call through moge_req.wake, which puts it on a list and wakes its CQ
- * once.  Main thread, unless said otherwise. */
+ * engine thread reaches a call through moge_req.gained, which puts it on a list, and wakes the CQs
+ * with moge_rpc_wake afterwards.  Main thread, unless said otherwise. */
 #ifndef MOGE_RPC_H
 #define MOGE_RPC_H
 
@@ -28,8 +28,11 @@ int moge_rpc_new(struct moge_rpc **out, const struct moge_rpc_options *options,
                  struct moge_err *err);
 
 /* Drains if that was not done, stops the threads and frees everything.  The engine thread must have
- * let go of every request.  Accepts NULL. */
+ * ended.  Accepts NULL. */
 void moge_rpc_free(struct moge_rpc *rpc);
+
+/* Every CQ looks at the calls that were noted for it.  rpc is a struct moge_rpc.  Engine thread. */
+void moge_rpc_wake(void *rpc);
 
 /* Takes over a connected, non-blocking socket. */
 void moge_rpc_adopt(struct moge_rpc *rpc, int fd);

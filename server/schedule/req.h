@@ -78,8 +78,8 @@ struct moge_req {
     int64_t submitted_us, deadline_us; /* monotonic; INT64_MAX: none */
     int32_t n_prompt;
     int32_t *tokens; /* [context + MOGE_DRAFT_LEN_MAX + 1] prompt first; then the engine thread's */
-    void (*wake)(struct moge_req *req); /* engine thread calls it when the ring gained something;
-                                           must be cheap */
+    void (*gained)(struct moge_req *req); /* engine thread calls it when the ring gained something;
+                                              notes it: moge_step.wake follows for all */
     void *rpc;                          /* opaque to schedule/ */
     /* Samples of one prompt: requests of their own, submitted together. */
     int32_t n_samples, i_sample;

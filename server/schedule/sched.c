@@ -123,8 +123,8 @@ void moge_sched_finish(struct moge_sched *sched, struct moge_req_list *list, str
         req->usage.decode_us = now_us - req->first_token_us;
     }
     atomic_store_explicit(&req->finish, (int)reason, memory_order_release);
-    if (req->wake)
-        req->wake(req);
+    if (req->gained)
+        req->gained(req);
     moge_req_release(sched->options.reqs, req);
 }
 

@@ -107,7 +107,7 @@ void moge_sched_commit(struct moge_sched *sched, struct moge_batch *batch, int f
                       moge_code_name(forward_rc));
         if (reason != MOGE_FINISH_NONE)
             moge_sched_finish(sched, &sched->running, req, reason, now_us);
-        else if (span->n_logits > 0 && req->wake)
-            req->wake(req);
+        else if (span->n_logits > 0 && req->gained)
+            req->gained(req);
     }
 }

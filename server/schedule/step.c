@@ -18,6 +18,12 @@ static void lap(struct moge_step *step, enum moge_phase phase) {
 
 #define TIMED(phase, call) ((void)(call), lap(step, MOGE_PHASE_##phase))
 
+/* Readers are woken for all requests at once. */
+static void wake(const struct moge_step *step) {
+    if (step->wake)
+        step->wake(step->wake_arg);
+}
+
 /* What the step took goes to the draft policy, the scheduler and the metrics. */
 static void measure(struct moge_step *step, int rc, int64_t begin_ns) {
     if (rc == 0) {
@@ -37,7 +43,8 @@ int moge_step_run(struct moge_step *step) {
     struct moge_batch *batch = &step->batch;
     int rc = 0;
     int64_t begin_ns = step->lap_ns = step->now_ns(), begin_us = begin_ns / 1000;
-    TIMED(ADMIT, moge_sched_admit(step->sched, step->queue, begin_us)); /* take pages, or wait */
+    moge_sched_admit(step->sched, step->queue, begin_us);          /* take pages, or wait */
+    TIMED(ADMIT, wake(step));                                      /* whoever ended meanwhile */
     TIMED(PLAN, moge_sched_plan(step->sched, batch));              /* decode rows, prompt chunks */
     if (batch->n_spans == 0)
         return 0;                                                  /* all wait for a reader */
@@ -46,7 +53,8 @@ int moge_step_run(struct moge_step *step) {
     if (rc == 0)
         moge_accept_batch(step->accept, batch);                    /* agreeing guesses, plus one */
     lap(step, MOGE_PHASE_ACCEPT);
-    TIMED(COMMIT, moge_sched_commit(step->sched, batch, rc, clock_us(step))); /* tokens out */
+    moge_sched_commit(step->sched, batch, rc, clock_us(step));     /* tokens out */
+    TIMED(COMMIT, wake(step));                                     /* to all readers */
     measure(step, rc, begin_ns);
     return rc;
 }

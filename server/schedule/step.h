@@ -32,6 +32,11 @@ struct moge_step {
      * the thread sleeps; metrics live there.  May be NULL. */
     void (*measured)(void *arg, const struct moge_step *step);
     void *measured_arg;
+    /* Wakes the readers of all requests noted by moge_req.gained: called when those that ended
+     * before the step have been, and again when all that the step gave something have.  May be
+     * NULL. */
+    void (*wake)(void *arg);
+    void *wake_arg;
     /* ---- engine thread ---- */
     struct moge_batch batch;
     int64_t phase_ns[MOGE_PHASES]; /* the last step's calls */

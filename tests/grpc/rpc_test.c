@@ -32,7 +32,7 @@ static pthread_t engine_thread, accept_thread;
 static void engine_finish(struct moge_req *req, enum moge_finish reason) {
     req->usage.n_prompt = req->n_prompt;
     atomic_store_explicit(&req->finish, (int)reason, memory_order_release);
-    req->wake(req);
+    req->gained(req);
     moge_req_release(fixture.service.reqs, req);
 }
 
@@ -70,7 +70,7 @@ static bool engine_serve(struct moge_req *req) {
         }
     }
     if (req->priority != SILENT)
-        req->wake(req);
+        req->gained(req);
     return true;
 }
 
@@ -90,6 +90,7 @@ static void *engine_main(void *arg) {
             if (engine_serve(live[i]))
                 live[kept++] = live[i];
         n = kept;
+        moge_rpc_wake(rpc);
         moge_queue_wait(fixture.service.queue, 2000);
     }
     return NULL;
@@ -160,8 +161,8 @@ static void server_close(void) {
     accept_end();
     moge_client_close(client);
     engine_stop = 1;
-    moge_rpc_free(rpc);
     pthread_join(engine_thread, NULL);
+    moge_rpc_free(rpc);
     assert_int_equal(reqs_in_use(), 0);
     assert_int_equal(fixture.metrics.num_calls, 0);
     fixture_close(&fixture);
