@@ -227,7 +227,7 @@ static enum moge_drafters drafters_choose(const struct moge_boot *boot) {
     case MOGE_CONFIG_DRAFTER_BOTH:
         return MOGE_DRAFTERS_BOTH;
     default:
-        return boot->draft_model ? MOGE_DRAFTERS_MODEL : MOGE_DRAFTERS_NGRAM;
+        return boot->draft_model ? MOGE_DRAFTERS_BOTH : MOGE_DRAFTERS_NGRAM;
     }
 }
 

@@ -71,9 +71,8 @@ static const struct option_row rows[] = {
      "off, auto, or a fixed number of guesses; a request may ask for another."},
     {"drafter", KIND_CHOICE, AT(drafter), "auto", 0, 0, "auto|model|ngram|both|none",
      "Where guesses come from: the draft model, n-gram lookup in the request's own tokens, or "
-     "both, "
-     "each guess by whoever is expected to be right more cheaply.  auto: the draft model if there "
-     "is one, otherwise n-grams."},
+     "both, each guess by whoever is expected to be right more cheaply.  auto: both if there is a "
+     "draft model, otherwise n-grams."},
     {"draft-len-max", KIND_COUNT, AT(draft_len_max), "16", 1, MOGE_DRAFT_LEN_MAX, NULL,
      "Most guesses at once."},
     GROUP("Listening"),

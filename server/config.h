@@ -23,7 +23,7 @@ enum moge_config_weights {
 };
 enum moge_config_kv_type { MOGE_CONFIG_KV_F16, MOGE_CONFIG_KV_Q8_0 };
 enum moge_config_drafter {
-    MOGE_CONFIG_DRAFTER_AUTO, /* the draft model if there is one, otherwise n-grams */
+    MOGE_CONFIG_DRAFTER_AUTO, /* both if there is a draft model, otherwise n-grams */
     MOGE_CONFIG_DRAFTER_MODEL,
     MOGE_CONFIG_DRAFTER_NGRAM,
     MOGE_CONFIG_DRAFTER_BOTH,

@@ -26,7 +26,7 @@ def field(number, data):
 class BadInput(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.daemon = daemon.Daemon("--max-message-bytes", "64KiB")
+        cls.daemon = daemon.Daemon("--max-message-bytes", "64KiB", "--drafter", "model")
         cls.daemon.wait_ready()
         cls.channel = cls.daemon.channel()
         cls.stub = pb_grpc.MogeStub(cls.channel)

@@ -14,7 +14,7 @@ import daemon
 class Command(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.daemon = daemon.Daemon("--draft-len-max", "16")
+        cls.daemon = daemon.Daemon("--draft-len-max", "16", "--drafter", "model")
         cls.daemon.wait_ready()
 
     @classmethod

@@ -53,9 +53,9 @@ class Embedded(unittest.TestCase):
             self.assertEqual(d.terminate(), 0, d.log())
 
     def test_drafters_of_a_request(self):
-        """A daemon that runs both: each request guesses with whom it asks for, all get the same bytes."""
+        """A daemon that has a draft model runs both: each request guesses with whom it asks for, all get the same bytes."""
         spec = pb.Speculation
-        with daemon.Daemon("--drafter", "both", model=None, draft=None) as d:
+        with daemon.Daemon(model=None, draft=None) as d:
             stub = pb_grpc.MogeStub(d.channel())
             self.assertEqual(stub.GetModelInfo(pb.GetModelInfoRequest()).server.drafter, "both")
             kinds = [(spec.MODE_OFF, None, spec.DRAFTER_DEFAULT)]
