@@ -38,7 +38,7 @@ static bool must_refuse(struct moge_sched *sched, struct moge_req *req, bool arr
     int64_t age_us = now_us - req->submitted_us, age_max_us = sched->options.queue_age_max_us;
     if (age_max_us > 0 && age_us > age_max_us) {
         moge_fail(&req->err, MOGE_LIMIT,
-                  "the request has waited %.1f s for its turn; the server's limit is %.1f s",
+                  "the request has waited %.10g s for its turn; the server's limit is %.10g s",
                   (double)age_us * 1e-6, (double)age_max_us * 1e-6);
         sched->n_refused_age++;
         return true;

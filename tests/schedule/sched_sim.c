@@ -3,11 +3,12 @@
  * cancels, deadlines, slow readers and page famine.  Engine, drafter and tokenizer are
  * fakes that remember everything (fake_engine.h).
  *
- * Invariants, each step: pages conserved, lists sound, no allocation; per request: the right tokens
- * in order, cancel reaped by the next step, everybody finishes.  Usage: sched_sim [n_seeds
- * [first_seed]]. */
+ * Invariants, each step: pages conserved, lists sound, no allocation, the head of the line never
+ * preempted; per request: the right tokens in order, cancel reaped by the next step, everybody
+ * finishes.  Usage: sched_sim [n_seeds [first_seed]]. */
 #include "tests/test.h"
 
+#include <math.h>
 #include <stdbool.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -54,8 +55,11 @@ struct client {
     int patience;         /* reads a token in patience of 8 steps: 0 never while slow */
     int64_t cancel_step;  /* -1: never */
     bool submitted, cancelled, done, expired;
-    bool was_waiting;    /* before the step: in line, and not for its reader */
-    int64_t admitted_us; /* before the step */
+    /* before the step */
+    bool was_waiting; /* in line, and not for its reader */
+    bool was_stalled;
+    int64_t admitted_us;
+    int32_t n_preempted;
 };
 
 struct world {
@@ -208,7 +212,9 @@ static void check_refusal(const struct world *w, const struct client *c) {
     assert_int_equal(c->n_got, 0);
     if (req->err.code == MOGE_LIMIT) {
         assert_true(age_max_us > 0 && fake_now_us - req->submitted_us > age_max_us);
-        assert_non_null(strstr(req->err.text, "has waited"));
+        const char *limit = strstr(req->err.text, "limit is ");
+        assert_non_null(limit);
+        assert_true(llround(strtod(limit + 9, NULL) * 1e6) == age_max_us);
         n_refused_age++;
     } else {
         assert_int_equal(req->err.code, MOGE_DEADLINE);
@@ -316,6 +322,8 @@ static void lines_look(struct world *w) {
         c->was_waiting =
             alive && c->req->slot < 0 && !sched_is_stalled(c->req) && !sched_awaits_fork(c->req);
         c->admitted_us = alive ? c->req->admitted_us : 0;
+        c->was_stalled = alive && sched_is_stalled(c->req);
+        c->n_preempted = alive ? c->req->usage.n_preempted : 0;
     }
 }
 
@@ -336,6 +344,35 @@ static void lines_check(const struct world *w) {
             assert_true(aging_us == 0 ? levels > 0 || (levels == 0 && later_us <= 0)
                                       : later_us <= levels * aging_us);
         }
+    }
+}
+
+static bool preempted_now(const struct client *c) {
+    return c->submitted && !c->done && c->req->usage.n_preempted > c->n_preempted;
+}
+
+/* When pages were taken: who has some afterwards, lost them or came to its end by this step. */
+static bool ran(const struct client *c) {
+    if (!c->submitted || c->done)
+        return false;
+    int finish = atomic_load(&c->req->finish);
+    return c->req->slot >= 0 || preempted_now(c) || finish == MOGE_FINISH_STOP ||
+           finish == MOGE_FINISH_LENGTH;
+}
+
+/* Who is first in rank of those whose readers keep up is not set back, so somebody always comes to
+ * an end. */
+static void head_check(const struct world *w) {
+    for (int i = 0; i < N_REQS; i++) {
+        const struct client *c = &w->clients[i];
+        if (!preempted_now(c) || c->was_stalled)
+            continue;
+        bool behind = false;
+        for (int j = 0; j < N_REQS; j++) {
+            const struct client *d = &w->clients[j];
+            behind |= ran(d) && !d->was_stalled && sched_before(d->req, c->req);
+        }
+        assert_true(behind);
     }
 }
 
@@ -387,6 +424,7 @@ static void life(uint64_t seed) {
         assert_int_equal(n_allocations, before);
         moge_sched_check(w->rig.sched);
         lines_check(w);
+        head_check(w);
         batch_check(w);
         fake_now_us += w->rig.step.batch.n_spans == 0 ? 1000 : 0;
         all_done = true;
