@@ -9,6 +9,7 @@ import unittest
 
 import daemon
 
+EMBEDDED = os.path.join(daemon.ROOT, "models/moge-embedded-target.gguf")
 SHAPE = os.path.join(os.path.dirname(__file__), "../../bench/shapes/tiny.ini")
 QUICK = ("--depth", "32", "--prefill", "48", "--rows", "1,3", "--repeats", "3", "--seconds", "0")
 TEXTS = {"work", "isa", "weights", "kv", "bound"}
@@ -111,6 +112,39 @@ class Bench(unittest.TestCase):
                               stdin=nonsense + "\n")
             self.assertIn(nonsense if nonsense != "greedy 4" else "pass failed", said)
             self.assertEqual(said.count("\n"), 1)
+
+    def test_load(self):
+        """Rows of weights are packed into memory, panels are used where the file is mapped."""
+        path = os.path.join(self.folder.name, "load.csv")
+        for layout in ("rows", "panels"):
+            model = os.path.join(self.folder.name, layout + ".gguf")
+            subprocess.run([daemon.MOGE, "quantize", EMBEDDED, model, "--type", "q8_0", "--layout",
+                            layout], check=True, capture_output=True, timeout=60)
+            said = self.bench("load", "--model", model, "--repeats", "3", "--csv", path,
+                              "--machine", "m", "--commit", "c")
+            self.assertIn("q8_0", said)
+        with open(path) as file:
+            rows = list(csv.DictReader(file))
+        self.assertEqual([(r["model"], r["work"]) for r in rows],
+                         [(layout + ".gguf", work) for layout in ("rows", "panels")
+                          for work in ("read", "ready")])
+        for row in rows:
+            self.assertEqual((row["machine"], row["commit"], row["weights"], row["repeats"]),
+                             ("m", "c", "q8_0", "3"))
+            self.assertTrue(0 < float(row["min_s"]) <= float(row["median_s"]) <= float(row["max_s"]))
+            self.assertGreater(float(row["peak_mb"]), float(row["file_mb"]))
+        packed, mapped = rows[1], rows[3]
+        self.assertGreater(float(packed["anonymous_mb"]), 0.9 * float(packed["file_mb"]))
+        self.assertLess(float(mapped["anonymous_mb"]), 0.6 * float(mapped["file_mb"]))
+        self.assertGreater(float(mapped["mapped_mb"]), 0.9 * float(mapped["file_mb"]))
+
+    def test_wrong_options_of_load(self):
+        for arguments in ((), ("--model", self.model, "--repeats", "0"), ("--nothing",),
+                          ("--model", self.model, "--huge-pages", "perhaps")):
+            self.assertIn("--help", self.bench("load", *arguments, status=2))
+        self.assertIn("cannot be read", self.bench("load", "--model", self.folder.name, status=1))
+        self.assertIn("cannot append", self.bench("load", "--model", self.model, "--csv",
+                                                  self.folder.name + "/none/x.csv", status=1))
 
     def spec(self, *arguments):
         text = self.bench("spec", "--model", self.model, "--json", "--tokens", "12", "--rounds",
