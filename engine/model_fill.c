@@ -17,7 +17,7 @@
 #define LOAD_THREADS_MAX 8
 #define UNIT_BYTES       (256 << 10) /* of a matrix, about, read and packed at a time */
 
-enum { NO_MEMORY = -1, UNREADABLE = -2 }; /* why filling failed, beside jobs */
+enum { NO_MEMORY = -1, UNREADABLE = -2, CANCELLED = -3 }; /* why filling failed, beside jobs */
 
 struct filling {
     const struct moge_loader *loader;
@@ -152,6 +152,12 @@ static bool source_take(const struct filling *filling, const struct moge_pack_jo
     return !job->in_place || pages_map(source, bytes);
 }
 
+/* False: nobody wants the model any more. */
+static bool progress_tell(const struct moge_loader *loader, double done) {
+    const struct moge_model_options *options = loader->options;
+    return !options->progress || options->progress(options->progress_arg, done);
+}
+
 /* Units are taken by whoever is free, in order: a thread that the machine has no time for delays
  * nobody. */
 static void units_run(struct filling *filling, bool reports, const struct scratch *scratch) {
@@ -173,9 +179,8 @@ static void units_run(struct filling *filling, bool reports, const struct scratc
         }
         uint64_t bytes = (uint64_t)(end - begin) * row_bytes(job);
         uint64_t done = atomic_fetch_add(&filling->bytes_done, bytes) + bytes;
-        if (reports && loader->options->progress)
-            loader->options->progress(loader->options->progress_arg,
-                                      (double)done / (double)filling->bytes_all);
+        if (reports && !progress_tell(loader, (double)done / (double)filling->bytes_all))
+            atomic_store(&filling->failed, CANCELLED);
     }
 }
 
@@ -241,8 +246,12 @@ int moge_model_fill(struct moge_loader *loader) {
     moge_threads_run(threads, fill_thread, &filling);
     moge_threads_free(threads);
     int failed = atomic_load(&filling.failed);
+    if (failed == 0 && !progress_tell(loader, 1))
+        failed = CANCELLED;
     if (failed == UNREADABLE)
         return moge_fail(loader->err, MOGE_IO, "the file cannot be read to its end");
+    if (failed == CANCELLED)
+        return moge_fail(loader->err, MOGE_CANCELLED, "loading was given up");
     if (failed == NO_MEMORY)
         return moge_fail(loader->err, MOGE_NOMEM, "no memory to load the model");
     if (failed > 0) {
@@ -250,7 +259,5 @@ int moge_model_fill(struct moge_loader *loader) {
         return moge_fail(loader->err, MOGE_FORMAT, "tensor %.*s holds a value that is not finite",
                          (int)(name.len < 80 ? name.len : 80), name.data);
     }
-    if (loader->options->progress)
-        loader->options->progress(loader->options->progress_arg, 1);
     return loader->options->mlock ? memory_lock(loader) : 0;
 }

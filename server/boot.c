@@ -50,17 +50,19 @@ static bool embedded_find(char *path, size_t cap, const char *file) {
 }
 
 struct progress {
+    const struct moge_boot *boot;
     const char *path;
     int64_t said_ns;
 };
 
-static void model_progress(void *arg, double done) {
+static bool model_progress(void *arg, double done) {
     struct progress *progress = arg;
     int64_t now = now_ns();
-    if (now - progress->said_ns < 2000000000)
-        return;
-    progress->said_ns = now;
-    moge_log(MOGE_LOG_INFO, "loading %s: %.0f%%", progress->path, 100 * done);
+    if (now - progress->said_ns >= 2000000000) {
+        progress->said_ns = now;
+        moge_log(MOGE_LOG_INFO, "loading %s: %.0f%%", progress->path, 100 * done);
+    }
+    return progress->boot->loading(progress->boot->loading_arg, progress->path, done);
 }
 
 static int model_load(const struct moge_boot *boot, struct moge_model **out, const char *path,
@@ -73,7 +75,7 @@ static int model_load(const struct moge_boot *boot, struct moge_model **out, con
     int32_t weights = boot->config->weights;
     if (weights == MOGE_CONFIG_WEIGHTS_AUTO)
         weights = boot->embedded ? MOGE_CONFIG_WEIGHTS_Q8_0 : MOGE_CONFIG_WEIGHTS_AS_STORED;
-    struct progress progress = {.path = path, .said_ns = now_ns()};
+    struct progress progress = {.boot = boot, .path = path, .said_ns = now_ns()};
     struct moge_model_options options = {.weights = kinds[weights],
                                          .mlock = boot->config->mlock,
                                          .huge_pages = boot->config->huge_pages,
@@ -434,7 +436,8 @@ static int parts_open(struct moge_boot *boot, struct moge_err *err) {
     return warm_up(boot, err);
 }
 
-int moge_boot_open(struct moge_boot **out, const struct moge_config *config, struct moge_err *err) {
+int moge_boot_open(struct moge_boot **out, const struct moge_config *config,
+                   moge_boot_loading *loading, void *arg, struct moge_err *err) {
     struct moge_boot *boot = calloc(1, sizeof *boot);
     struct moge_metrics *metrics = calloc(1, sizeof *metrics);
     if (!boot || !metrics) {
@@ -443,6 +446,8 @@ int moge_boot_open(struct moge_boot **out, const struct moge_config *config, str
         return moge_fail(err, MOGE_NOMEM, "no memory to start with");
     }
     boot->config = config;
+    boot->loading = loading;
+    boot->loading_arg = arg;
     boot->metrics = metrics;
     int rc = parts_open(boot, err);
     if (rc) {

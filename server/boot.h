@@ -9,9 +9,15 @@
 #include "server/config.h"
 #include "server/service.h"
 
+/* Told while a file is loaded, some thousand times, how much of it is there (0..1).  False ends
+ * the start with MOGE_CANCELLED. */
+typedef bool moge_boot_loading(void *arg, const char *path, double done);
+
 struct moge_boot {
     const struct moge_config *config; /* keeps */
-    bool embedded;                    /* serves the pair that comes with moged */
+    moge_boot_loading *loading;
+    void *loading_arg;
+    bool embedded; /* serves the pair that comes with moged */
     struct moge_threads *threads;
     struct moge_model *model, *draft_model;
     struct moge_kv *kv;
@@ -29,7 +35,8 @@ struct moge_boot {
 };
 
 /* Loads and warms up; err says in one sentence what is in the way. */
-int moge_boot_open(struct moge_boot **out, const struct moge_config *config, struct moge_err *err);
+int moge_boot_open(struct moge_boot **out, const struct moge_config *config,
+                   moge_boot_loading *loading, void *arg, struct moge_err *err);
 
 int moge_boot_start(struct moge_boot *boot, struct moge_err *err); /* the engine thread */
 

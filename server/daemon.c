@@ -29,6 +29,9 @@
 
 #define STATUS_SECONDS 5
 #define CANCEL_SECONDS 2
+#define LOAD_LOOK_US   20000   /* how often loading looks for signals */
+#define LOAD_TELL_US   1000000 /* and how often it tells systemd how far it is */
+#define LOAD_MORE_US   60000000LL /* the time it asks for then */
 #define CALLS_SPARE    256 /* unary calls and watches beside the requests */
 
 enum stage { STAGE_SERVING, STAGE_DRAINING, STAGE_ABORTING, STAGE_CANCELLING };
@@ -43,6 +46,7 @@ struct daemon {
     int signal_fd, drained_fd;
     int64_t watchdog_us; /* 0: systemd does not watch */
     enum stage stage;
+    int64_t looked_us, told_us; /* while loading */
 };
 
 static void signals_fill(sigset_t *set) {
@@ -207,12 +211,39 @@ static int events_open(struct daemon *daemon, struct moge_err *err) {
     return 0;
 }
 
+/* A signal that came before anybody serves; it stays pending. */
+static bool signal_waits(void) {
+    sigset_t pending, ours;
+    sigpending(&pending);
+    signals_fill(&ours);
+    sigandset(&pending, &pending, &ours);
+    return !sigisemptyset(&pending);
+}
+
+/* systemd's patience with a start grows while the start moves. */
+static bool loading(void *arg, const char *path, double done) {
+    struct daemon *daemon = arg;
+    int64_t now_us = moge_service_now_us();
+    if (now_us - daemon->looked_us < LOAD_LOOK_US)
+        return true;
+    daemon->looked_us = now_us;
+    if (now_us - daemon->told_us >= LOAD_TELL_US) {
+        const char *slash = strrchr(path, '/');
+        daemon->told_us = now_us;
+        sd_notifyf(0, "STATUS=loading %s: %.0f%%\nEXTEND_TIMEOUT_USEC=%lld",
+                   slash ? slash + 1 : path, 100 * done, LOAD_MORE_US);
+    }
+    return !signal_waits();
+}
+
 /* The addresses come first: a wrong one should not cost the time it takes to read a model. */
 static int daemon_open(struct daemon *daemon, struct moge_err *err) {
     const struct moge_config *config = daemon->config;
     int rc = moge_listen_open(&daemon->listen, config, err);
     if (rc == 0)
-        rc = moge_boot_open(&daemon->boot, config, err);
+        rc = moge_boot_open(&daemon->boot, config, loading, daemon, err);
+    if (rc == 0 && signal_waits()) /* one that came during the warm-up */
+        rc = moge_fail(err, MOGE_CANCELLED, "the start was given up");
     if (rc == 0)
         rc = events_open(daemon, err);
     if (rc)
@@ -273,6 +304,10 @@ int moge_daemon_run(const struct moge_config *config, struct moge_err *err) {
         event_base_dispatch(daemon.base);
         moge_metrics_line(daemon.boot->metrics, line, sizeof line);
         moge_log(MOGE_LOG_INFO, "stopped: %s", line);
+    } else if (rc == MOGE_CANCELLED) {
+        moge_log(MOGE_LOG_INFO, "stopped by a signal before it served: %s", err->text);
+        sd_notify(0, "STOPPING=1");
+        rc = 0;
     }
     daemon_close(&daemon);
     return rc;

@@ -32,8 +32,9 @@ struct moge_model_options {
         weights;     /* MOGE_WEIGHTS_Q8_0/Q4_0 quantise float matrices, F32 widens everything */
     bool mlock;      /* keep weights in memory; failure is an error */
     bool huge_pages; /* ask for huge pages for packed weights */
-    /* Called now and then while loading, with the share done in 0..1; may be NULL. */
-    void (*progress)(void *arg, double done);
+    /* Called now and then while loading, on the caller's thread, with the share done in 0..1; false
+     * ends the load with MOGE_CANCELLED.  May be NULL. */
+    bool (*progress)(void *arg, double done);
     void *progress_arg;
 };
 

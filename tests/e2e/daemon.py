@@ -69,7 +69,8 @@ def rewrite_health(directory):
 class Daemon:
     """with Daemon(...) as d: d.stub.Generate(...)"""
 
-    def __init__(self, *options, model=TINY_TARGET, draft=TINY_DRAFT, listen=None):
+    def __init__(self, *options, model=TINY_TARGET, draft=TINY_DRAFT, listen=None,
+                 before=lambda: None):
         self.place = tempfile.mkdtemp(prefix="moged-e2e-")
         self.address = listen or "unix:" + os.path.join(self.place, "moged.sock")
         self.log_path = os.path.join(self.place, "log")
@@ -79,7 +80,7 @@ class Daemon:
         with open(self.log_path, "w") as log:
             self.process = subprocess.Popen(command + list(options), stdout=log,
                                             stderr=subprocess.STDOUT,
-                                            preexec_fn=die_with_parent)
+                                            preexec_fn=lambda: (die_with_parent(), before()))
         self.channels = []
 
     def log(self):

@@ -40,6 +40,15 @@ class Notify:
         os.unlink(self.path)
         os.rmdir(self.place)
 
+    def daemon(self, **how):
+        """A moged that speaks to us."""
+        os.environ["NOTIFY_SOCKET"] = self.path
+        os.environ["WATCHDOG_USEC"] = "3000000"
+        try:
+            return daemon.Daemon(**how)
+        finally:
+            del os.environ["NOTIFY_SOCKET"], os.environ["WATCHDOG_USEC"]
+
     def wait(self, wanted):
         while not any(line.startswith(wanted) for line in self.lines):
             self.lines += self.socket.recv(4096).decode().split("\n")
@@ -120,14 +129,22 @@ class Shutdown(unittest.TestCase):
                 next(watch)
             self.assertEqual(caught.exception.code(), grpc.StatusCode.UNAVAILABLE)
 
+    def test_a_signal_while_it_loads(self):
+        """It is pending when the program begins: however short the load is, it comes in time."""
+        with Notify() as notify:
+            d = notify.daemon(before=lambda: (signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM]),
+                                              os.kill(os.getpid(), signal.SIGTERM)))
+            self.assertEqual(d.process.wait(timeout=60), 0, d.log())
+            notify.wait("STATUS=loading tiny-target.gguf: ")
+            notify.wait("EXTEND_TIMEOUT_USEC=")
+            notify.wait("STOPPING=1")
+            self.assertIn("stopped by a signal before it served", d.log())
+            self.assertNotIn("READY=1", notify.lines)
+            d.__exit__()
+
     def test_systemd_is_told(self):
         with Notify() as notify:
-            os.environ["NOTIFY_SOCKET"] = notify.path
-            os.environ["WATCHDOG_USEC"] = "3000000"
-            try:
-                d = daemon.Daemon()
-            finally:
-                del os.environ["NOTIFY_SOCKET"], os.environ["WATCHDOG_USEC"]
+            d = notify.daemon()
             with d:
                 notify.wait("READY=1")
                 notify.wait("WATCHDOG=1")

@@ -456,10 +456,31 @@ static void other_architectures_open(void **state) {
     unlink(path);
 }
 
-static void count_progress(void *arg, double done) {
+static bool count_progress(void *arg, double done) {
     double *last = arg;
     assert_true(done >= *last && done <= 1);
     *last = done;
+    return true;
+}
+
+static bool no_progress(void *arg, double done) {
+    (void)done;
+    ++*(int *)arg;
+    return false;
+}
+
+static void a_load_can_be_given_up(void **state) {
+    (void)state;
+    char path[1024];
+    int n_asked = 0;
+    struct moge_model_options options = {.progress = no_progress, .progress_arg = &n_asked};
+    struct moge_model *model = NULL;
+    struct moge_err err = {0};
+    mktiny(path, sizeof path, "tiny", MOGE_TYPE_Q8_0, 1);
+    assert_int_equal(moge_model_open(&model, path, &options, &err), MOGE_CANCELLED);
+    assert_null(model);
+    assert_int_equal(n_asked, 1);
+    unlink(path);
 }
 
 static void progress_ends_at_one(void **state) {
@@ -519,6 +540,7 @@ int main(void) {
         cmocka_unit_test(router_scale_may_be_spelled_otherwise),
         cmocka_unit_test(other_architectures_open),
         cmocka_unit_test(progress_ends_at_one),
+        cmocka_unit_test(a_load_can_be_given_up),
         cmocka_unit_test(mlock_locks_or_says_why),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
