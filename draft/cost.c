@@ -4,6 +4,8 @@
 #include <math.h>
 #include <stdbool.h>
 
+#include "moge/err.h"
+
 /* Variances are of logarithms: relative.  How much the machine may get slower or faster from one
  * step to the next, all sizes alike; and how much a single size may, compared with the others. */
 #define LEVEL_DRIFT (0.01 * 0.01)
@@ -13,6 +15,11 @@
 #define INSIDE_VAR   (0.1 * 0.1)
 #define OUTSIDE_VAR  (0.4 * 0.4)
 #define KNOT_VAR_MAX (0.15 * 0.15)
+/* What a trial at start says: of the common level (other programs, longer contexts), of how sizes
+ * compare (other texts choose other experts), of how much measurements scatter. */
+#define SEED_LEVEL_VAR (0.1 * 0.1)
+#define SEED_KNOT_VAR  (0.05 * 0.05)
+#define SEED_SPREAD    0.1
 /* How far measurements lie off the curve; at first, and at least. */
 #define SPREAD_BEGIN 0.2
 #define SPREAD_MIN   0.02
@@ -187,6 +194,20 @@ void moge_step_cost_observe(struct moge_step_cost *cost, int32_t n_rows, double 
         knots_begin(cost, n_rows, ns);
     cost->n_seen += cost->n_seen < INT32_MAX;
     knots_add(cost, n_rows, ns);
+    knots_fit(cost);
+}
+
+void moge_step_cost_seed(struct moge_step_cost *cost, int32_t n_rows, double ns) {
+    double share;
+    int i = knot_below(n_rows, &share);
+    MOGE_ASSERT(share == 0 && ns > 0);
+    if (cost->n_seen == 0) {
+        cost->spread = SEED_SPREAD;
+        cost->level_var = SEED_LEVEL_VAR;
+    }
+    cost->n_seen++;
+    cost->knot[i] = log(ns) - cost->level;
+    cost->knot_var[i] = SEED_KNOT_VAR;
     knots_fit(cost);
 }
 

@@ -7,6 +7,9 @@
  * knot.  Unknown knots are interpolated: for a concave curve that is too low, so an unknown number
  * of rows looks a little too cheap, is tried, and is known.  Drafting takes
  * t = per_round * rounds + per_row * rows.  Old measurements fade, so both follow the machine.
+ *
+ * A calibration at start seeds both: knots in between are interpolated from the beginning, and the
+ * trial counts no more than its uncertainty allows, so a few dozen steps of real work outweigh it.
  * Engine thread. */
 #ifndef MOGE_DRAFT_COST_H
 #define MOGE_DRAFT_COST_H
@@ -26,6 +29,9 @@ struct moge_step_cost {
 };
 
 void moge_step_cost_observe(struct moge_step_cost *cost, int32_t n_rows, double ns);
+
+/* Before anything is observed: what a step of n_rows took, in a trial.  n_rows: a knot's. */
+void moge_step_cost_seed(struct moge_step_cost *cost, int32_t n_rows, double ns);
 
 /* Expected time of a step; 0 as long as nothing was observed. */
 double moge_step_cost_ns(const struct moge_step_cost *cost, int32_t n_rows);

@@ -1,31 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Drafters and policy put together: guesses are looked up, the policy says how many of them each
  * span gets and how many the drafter shall make after them, the batch grows by their rows. */
-#include "moge/draft.h"
+#include "draft/draft_state.h"
 
 #include <stdbool.h>
 #include <stdlib.h>
 
-#include "draft/policy.h"
-
 #define PROBE_NONE (-1)
-
-struct moge_draft {
-    /* constant after new */
-    struct moge_drafter drafter, lookup; /* ops NULL: there is none */
-    int32_t n_slots, len_max;
-    int64_t (*now_ns)(void);
-    /* engine thread */
-    struct moge_policy *policy;
-    struct moge_span **spans;   /* [n_slots] those that get guesses */
-    int32_t *want;              /* [n_slots] guesses that they shall have */
-    struct moge_span **asked;   /* [n_slots] those that the drafter is now asked for */
-    int32_t *asked_want;        /* [n_slots] */
-    struct moge_plan *plans;    /* [n_slots] of every span of the batch */
-    struct moge_lookup *looked; /* [n_slots] by slot: what was last looked up */
-    int32_t *probes;            /* [n_slots] by slot: a guess that was not offered, or PROBE_NONE */
-    struct moge_draft_stats stats;
-};
 
 int moge_draft_new(struct moge_draft **out, const struct moge_draft_options *options,
                    struct moge_err *err) {
@@ -251,6 +232,11 @@ void moge_draft_forget(struct moge_draft *draft, int32_t slot) {
         draft->lookup.ops->forget(draft->lookup.self, slot);
     if (draft->drafter.ops)
         draft->drafter.ops->forget(draft->drafter.self, slot);
+}
+
+void moge_draft_restart(struct moge_draft *draft) {
+    draft->stats = (struct moge_draft_stats){0};
+    moge_policy_restart(draft->policy);
 }
 
 void moge_draft_stats(const struct moge_draft *draft, struct moge_draft_stats *out) {

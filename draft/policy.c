@@ -141,6 +141,13 @@ void moge_policy_forget(struct moge_policy *policy, int32_t i_slot) {
     policy->slots[i_slot] = (struct policy_slot){0};
 }
 
+void moge_policy_restart(struct moge_policy *policy) {
+    policy->acceptance = (struct moge_acceptance){0};
+    policy->matches = (struct moge_matches){0};
+    for (int32_t i = 0; i < policy->n_slots; i++)
+        moge_policy_forget(policy, i);
+}
+
 /* ---- cost of drafting ---- */
 
 static double round_ns(const struct moge_policy *policy) {
@@ -516,6 +523,15 @@ void moge_policy_drafted(struct moge_policy *policy, int32_t n_rounds, int32_t n
     moge_guess_cost_observe(&policy->guess, n_rounds, n_rows, (double)ns);
 }
 
+void moge_policy_calibrate(struct moge_policy *policy, int32_t n_rows, double ns) {
+    if (n_rows == 1) {
+        policy->step = (struct moge_step_cost){0};
+        policy->guess = (struct moge_guess_cost){0};
+        policy->probe_ns = PROBE_SAVED * ns;
+    }
+    moge_step_cost_seed(&policy->step, n_rows, ns);
+}
+
 void moge_policy_looked(struct moge_policy *policy, const struct moge_span *span,
                         const struct moge_lookup *lookup) {
     struct policy_slot *slot = &policy->slots[span->slot];
@@ -572,7 +588,9 @@ void moge_policy_observe(struct moge_policy *policy, const struct moge_batch *ba
 }
 
 void moge_policy_stats(const struct moge_policy *policy, struct moge_draft_stats *out) {
-    out->guess_ns = round_ns(policy) + guess_row_ns(policy);
+    out->guess_round_ns = round_ns(policy);
+    out->guess_row_ns = guess_row_ns(policy);
+    out->guess_ns = out->guess_round_ns + out->guess_row_ns;
     /* A straight line through two points of the curve. */
     double one = moge_step_cost_ns(&policy->step, 1), many = moge_step_cost_ns(&policy->step, 33);
     out->row_ns[1] = (many - one) / 32;

@@ -52,6 +52,13 @@ void moge_policy_drafted(struct moge_policy *policy, int32_t n_rounds, int32_t n
 void moge_policy_observe(struct moge_policy *policy, const struct moge_batch *batch,
                          int64_t step_ns);
 
+/* Nobody was served so far: forgets what was right; costs stay known. */
+void moge_policy_restart(struct moge_policy *policy);
+
+/* What a step of n_rows took in a trial at start; the first is of 1 row and forgets all costs.
+ * Trials of the drafter follow, by moge_policy_drafted. */
+void moge_policy_calibrate(struct moge_policy *policy, int32_t n_rows, double ns);
+
 void moge_policy_forget(struct moge_policy *policy, int32_t slot);
 
 /* Fills the cost estimates. */

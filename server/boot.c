@@ -17,6 +17,8 @@
 #define REQS_SPARE       8 /* finished requests whose readers are slow still hold a place */
 #define WARM_UP_TOKENS   4
 #define WARM_UP_STEPS    64 /* far more than it takes */
+#define CALIBRATE_SHARE  5  /* a start may take longer by one part in so many */
+#define CALIBRATE_MAX_NS 1000000000
 
 #define EMBEDDED_TARGET "moge-embedded-target.gguf"
 #define EMBEDDED_DRAFT  "moge-embedded-draft.gguf"
@@ -406,6 +408,29 @@ static int warm_up(struct moge_boot *boot, struct moge_err *err) {
     return rc;
 }
 
+/* The warm-up was nobody's request.  What steps cost here is tried, so that the first request is
+ * already guessed for as it pays; loading_ns says how long the start may be felt to take. */
+static void calibrate(struct moge_boot *boot, int32_t n_pages, int64_t loading_ns) {
+    struct moge_draft_stats costs;
+    struct moge_calibration with = {.engine = boot->engine,
+                                    .accept = boot->accept,
+                                    .batch = &boot->step.batch,
+                                    .n_pages = n_pages,
+                                    .budget_ns = loading_ns / CALIBRATE_SHARE};
+    int64_t begin_ns = now_ns();
+    moge_draft_restart(boot->draft);
+    if (!boot->config->calibrate)
+        return;
+    if (with.budget_ns > CALIBRATE_MAX_NS)
+        with.budget_ns = CALIBRATE_MAX_NS;
+    int n = moge_draft_calibrate(boot->draft, &with);
+    moge_draft_stats(boot->draft, &costs);
+    if (n > 0)
+        moge_log(MOGE_LOG_INFO, "steps of 1..%d rows take %.2f..%.2f ms here; tried for %.0f ms",
+                 1 << (n - 1), costs.step_ns[0] / 1e6, costs.step_ns[n - 1] / 1e6,
+                 (double)(now_ns() - begin_ns) / 1e6);
+}
+
 /* ---- all of it ---- */
 
 static void measured(void *arg, const struct moge_step *step) {
@@ -415,6 +440,7 @@ static void measured(void *arg, const struct moge_step *step) {
 
 static int parts_open(struct moge_boot *boot, struct moge_err *err) {
     int32_t n_context = 0, n_pages = 0;
+    int64_t begin_ns = now_ns();
     int rc = kernels_check(boot->config, err);
     if (rc == 0)
         rc = moge_threads_new(&boot->threads, threads_choose(boot->config), err);
@@ -433,7 +459,10 @@ static int parts_open(struct moge_boot *boot, struct moge_err *err) {
     if (rc)
         return rc;
     service_fill(boot, n_context, n_pages);
-    return warm_up(boot, err);
+    rc = warm_up(boot, err);
+    if (rc == 0)
+        calibrate(boot, n_pages, now_ns() - begin_ns);
+    return rc;
 }
 
 int moge_boot_open(struct moge_boot **out, const struct moge_config *config,
@@ -456,6 +485,8 @@ int moge_boot_open(struct moge_boot **out, const struct moge_config *config,
     }
     boot->step.measured = measured; /* after the warm-up, which is nobody's request */
     boot->step.measured_arg = boot;
+    boot->step.batch.n_spans = 0;
+    measured(boot, &boot->step); /* what is known so far: pages, and what steps cost */
     *out = boot;
     return 0;
 }

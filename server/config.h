@@ -66,6 +66,7 @@ struct moge_config {
     int32_t speculation; /* fixed length, or MOGE_CONFIG_SPECULATION_* */
     int32_t drafter;     /* enum moge_config_drafter */
     int32_t draft_len_max;
+    bool calibrate; /* costs are measured at start */
 
     int32_t log_level; /* enum moge_log_level */
 };

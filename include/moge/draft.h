@@ -91,6 +91,25 @@ void moge_draft_observe(struct moge_draft *draft, const struct moge_batch *batch
 
 void moge_draft_forget(struct moge_draft *draft, int32_t slot);
 
+/* At the end of a warm-up, which was nobody's request: forgets what was counted and what was right.
+ * What things cost stays known. */
+void moge_draft_restart(struct moge_draft *draft);
+
+/* What a calibration may use.  Nobody holds a page or expects anything in it. */
+struct moge_calibration {
+    struct moge_engine *engine;
+    struct moge_accept *accept;
+    struct moge_batch *batch; /* scratch: its spans and its caps */
+    int32_t n_pages;          /* as the pager's */
+    int64_t budget_ns;        /* no trial is begun that should end later */
+};
+
+/* At start: tries how long steps of 1, 2, 4, ... rows take, and the drafter, on made-up sequences,
+ * and has the policy begin with that instead of a guess.  Real steps soon outweigh it.  Touches KV
+ * of the first pages of both arenas and nothing else that outlives it.  Returns how many kinds of
+ * steps were tried. */
+int moge_draft_calibrate(struct moge_draft *draft, const struct moge_calibration *with);
+
 #define MOGE_STEP_COSTS 8
 
 struct moge_draft_stats {
@@ -100,7 +119,9 @@ struct moge_draft_stats {
         ngram_accepted[MOGE_DRAFT_LEN_MAX];      /* of which looked up */
     uint64_t len_chosen[MOGE_DRAFT_LEN_MAX + 1]; /* draft lengths offered to decode spans */
     double step_ns[MOGE_STEP_COSTS]; /* what a step of 1, 2, 4, 8, ... rows is expected to take */
-    double guess_ns, row_ns[2]; /* cost estimates: per guess; step = row_ns[0] + row_ns[1] * rows */
+    /* A round of drafting, and what each sequence adds to it; a guess of one sequence is both. */
+    double guess_round_ns, guess_row_ns, guess_ns;
+    double row_ns[2]; /* a straight line: a step is row_ns[0] + row_ns[1] * rows */
 };
 void moge_draft_stats(const struct moge_draft *draft, struct moge_draft_stats *out);
 

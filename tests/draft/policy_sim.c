@@ -160,23 +160,18 @@ static void request_begin(struct sim *sim, int32_t i) {
     moge_draft_forget(sim->draft, i);
 }
 
-/* As at the start of the daemon: steps of several sizes are measured, and the drafter. */
+/* As at the start of the daemon, where there is time for two passes. */
 static void calibrate(struct sim *sim) {
-    struct moge_batch *batch = &sim->batch;
-    static const int32_t rows[] = {1, 2, 4, 8, 16, 32, 64};
-    for (int pass = 0; pass < 5; pass++) {
-        for (int i = 0; i < 7; i++) {
-            sim->spans[0] =
-                (struct moge_span){.tokens = sim->sequences[0].tokens, .n_rows = rows[i]};
-            batch->n_spans = 1;
-            moge_draft_observe(sim->draft, batch,
-                               (int64_t)seen(sim, step_ns(sim->world.table, rows[i])));
-        }
+    for (int32_t rows = 1; rows <= 64; rows *= 2) {
+        double ns = seen(sim, step_ns(sim->world.table, rows));
+        double again = seen(sim, step_ns(sim->world.table, rows));
+        moge_policy_calibrate(sim->draft->policy, rows, ns < again ? ns : again);
+    }
+    for (int pass = 0; pass < 2; pass++)
         for (int k = 1; k <= 4; k *= 2) {
             double ns = round_cost_ns(&sim->world) * k + row_cost_ns(&sim->world) * k * k;
             moge_policy_drafted(sim->draft->policy, k, k * k, (int64_t)seen(sim, ns));
         }
-    }
 }
 
 static void sim_begin(struct sim *sim, const struct world *world) {

@@ -49,6 +49,7 @@ static void test_defaults(void **state) {
     assert_int_equal(config.log_level, MOGE_LOG_INFO);
     assert_false(config.mlock);
     assert_true(config.huge_pages);
+    assert_true(config.calibrate);
 }
 
 static void test_values(void **state) {
