@@ -75,6 +75,15 @@ static void engine_text(FILE *out, const struct moge_stats *stats) {
     family(out, "spec_decode_draft_length_total", "Decode rows that carried so many guesses",
            "length", stats->draft_len, MOGE_DRAFT_LEN_MAX + 1);
     gauge(out, "spec_decode_guess_microseconds", "Believed time of a guess", stats->guess_ns / 1e3);
+    gauge(out, "spec_decode_round_microseconds", "Believed time of a round of drafting",
+          stats->guess_round_ns / 1e3);
+    gauge(out, "spec_decode_row_microseconds", "Believed time that a sequence adds to a round",
+          stats->guess_row_ns / 1e3);
+    head(out, "engine_expected_step_microseconds", "gauge",
+         "Believed time of a step of so many rows");
+    for (int i = 0; i < MOGE_STEP_COSTS; i++)
+        fprintf(out, PREFIX "engine_expected_step_microseconds{rows=\"%d\"} %.17g\n", 1 << i,
+                stats->expected_step_ns[i] / 1e3);
     gauge(out, "engine_step_microseconds", "Believed time of a step beside its rows",
           stats->row_ns[0] / 1e3);
     gauge(out, "engine_row_microseconds", "Believed time of a row", stats->row_ns[1] / 1e3);

@@ -99,7 +99,10 @@ static void take_guesses(struct moge_stats *stats, const struct moge_draft_stats
     memcpy(stats->ngram_offered, draft->ngram_offered, sizeof stats->ngram_offered);
     memcpy(stats->ngram_accepted, draft->ngram_accepted, sizeof stats->ngram_accepted);
     memcpy(stats->draft_len, draft->len_chosen, sizeof stats->draft_len);
+    memcpy(stats->expected_step_ns, draft->step_ns, sizeof stats->expected_step_ns);
     stats->guess_ns = draft->guess_ns;
+    stats->guess_round_ns = draft->guess_round_ns;
+    stats->guess_row_ns = draft->guess_row_ns;
     stats->row_ns[0] = draft->row_ns[0];
     stats->row_ns[1] = draft->row_ns[1];
     stats->n_drafts = stats->n_offered = stats->n_accepted = 0;
@@ -116,9 +119,10 @@ void moge_stats_step(struct moge_stats_cell *cell, const struct moge_step *step,
     take_sched(stats, step->sched);
     if (kv)
         take_pages(stats, kv);
-    if (step->batch.n_spans > 0) {
-        struct moge_draft_stats draft;
+    if (step->batch.n_spans > 0)
         count_step(stats, step, step->now_ns() / 1000);
+    if (step->batch.n_spans > 0 || stats->n_steps == 0) { /* before the first step: as calibrated */
+        struct moge_draft_stats draft;
         moge_draft_stats(step->draft, &draft);
         take_guesses(stats, &draft);
     }

@@ -61,8 +61,10 @@ struct moge_stats {
     uint64_t n_drafts, n_offered, n_accepted; /* decode rows with guesses; guesses */
     uint64_t offered[MOGE_DRAFT_LEN_MAX], accepted[MOGE_DRAFT_LEN_MAX]; /* by position */
     uint64_t ngram_offered[MOGE_DRAFT_LEN_MAX], ngram_accepted[MOGE_DRAFT_LEN_MAX]; /* looked up */
-    uint64_t draft_len[MOGE_DRAFT_LEN_MAX + 1];    /* decode rows that carried so many guesses */
-    double guess_ns, row_ns[2];                    /* what the policy believes: see moge/draft.h */
+    uint64_t draft_len[MOGE_DRAFT_LEN_MAX + 1]; /* decode rows that carried so many guesses */
+    /* What the policy believes, see moge/draft.h: steps of 1, 2, 4, 8, ... rows, and guesses. */
+    double expected_step_ns[MOGE_STEP_COSTS];
+    double guess_round_ns, guess_row_ns, guess_ns, row_ns[2];
     uint64_t n_layers, n_groups;                   /* entries of the two below */
     uint64_t weight_bytes;                         /* that had to be read */
     uint64_t layer_experts[MOGE_STATS_LAYERS_MAX]; /* experts touched */

@@ -24,7 +24,11 @@ static void engine_read(struct moge_client_stats *out, const Moge__V1__EngineSta
     out->n_tokens = in->tokens;
     out->step_us = in->step_us;
     out->weight_bytes = in->weight_bytes;
+    for (size_t i = 0; i < in->n_expected_step_us && i < MOGE_STEP_COSTS; i++)
+        out->expected_step_us[out->n_step_costs++] = in->expected_step_us[i];
     out->guess_us = in->guess_us;
+    out->guess_round_us = in->guess_round_us;
+    out->guess_row_us = in->guess_row_us;
     out->step_base_us = in->step_base_us;
     out->step_row_us = in->step_row_us;
     out->prefill_row_us = in->prefill_row_us;

@@ -4,6 +4,7 @@
 #define MOGE_CLIENT_STATS_H
 
 #include "moge/batch.h"
+#include "moge/draft.h"
 #include "tools/client.h"
 
 /* Longer lists of a newer daemon are cut. */
@@ -27,8 +28,9 @@ struct moge_client_stats {
     int64_t heap_bytes;
     double tokens_per_s;
     int64_t n_steps, n_rows, n_tokens, step_us, weight_bytes;
-    double guess_us, step_base_us, step_row_us, prefill_row_us;
-    int n_positions, n_lengths, n_layers, n_groups, n_phases, n_counters, n_spreads;
+    double guess_us, guess_round_us, guess_row_us, step_base_us, step_row_us, prefill_row_us;
+    double expected_step_us[MOGE_STEP_COSTS]; /* of 1, 2, 4, ... rows */
+    int n_positions, n_lengths, n_layers, n_groups, n_phases, n_counters, n_spreads, n_step_costs;
     int64_t offered[MOGE_DRAFT_LEN_MAX], accepted[MOGE_DRAFT_LEN_MAX];
     int64_t ngram_offered[MOGE_DRAFT_LEN_MAX], ngram_accepted[MOGE_DRAFT_LEN_MAX]; /* of these */
     int64_t draft_len[MOGE_DRAFT_LEN_MAX + 1];

@@ -114,6 +114,21 @@ static void experts_print(struct moge_screen *screen, const struct moge_client_s
     line_print(screen, "experts   ", text);
 }
 
+/* What the policy believes: the prices that it weighs guesses by. */
+static void costs_print(struct moge_screen *screen, const struct moge_client_stats *now) {
+    const double *step_us = now->expected_step_us;
+    char text[256];
+    if (now->n_step_costs < 6 || step_us[0] <= 0)
+        return; /* nothing is known yet */
+    snprintf(text, sizeof text,
+             "%.2f / %.2f / %.2f / %.2f / %.2f / %.2f ms for a step of 1 / 2 / 4 / 8 / 16 / 32 "
+             "rows; %.3f ms for a round of drafting, %.3f for each sequence in it",
+             step_us[0] / 1e3, step_us[1] / 1e3, step_us[2] / 1e3, step_us[3] / 1e3,
+             step_us[4] / 1e3, step_us[5] / 1e3, now->guess_round_us / 1e3,
+             now->guess_row_us / 1e3);
+    line_print(screen, "costs     ", text);
+}
+
 static void latency_print(struct moge_screen *screen, const struct moge_client_stats *now) {
     static const char *const names[][2] = {{"time_to_first_token", "first token"},
                                            {"inter_token_latency", "next tokens"},
@@ -168,6 +183,7 @@ static void stats_print(struct moge_screen *screen, const struct moge_client_sta
     pages_print(screen, now, before);
     steps_print(screen, now, before);
     guesses_print(screen, now, before);
+    costs_print(screen, now);
     experts_print(screen, now, before);
     latency_print(screen, now);
     fflush(stdout);
@@ -179,6 +195,13 @@ static json_t *list_json(const int64_t *values, int n) {
     json_t *list = json_array();
     for (int i = 0; i < n; i++)
         json_array_append_new(list, json_integer(values[i]));
+    return list;
+}
+
+static json_t *reals_json(const double *values, int n) {
+    json_t *list = json_array();
+    for (int i = 0; i < n; i++)
+        json_array_append_new(list, json_real(values[i]));
     return list;
 }
 
@@ -227,7 +250,11 @@ static json_t *stats_json(const struct moge_client_stats *s) {
     for (size_t i = 0; i < sizeof numbers / sizeof numbers[0]; i++)
         json_object_set_new(object, numbers[i].name, json_integer(numbers[i].value));
     json_object_set_new(object, "tokens_per_second", json_real(s->tokens_per_s));
+    json_object_set_new(object, "expected_step_us",
+                        reals_json(s->expected_step_us, s->n_step_costs));
     json_object_set_new(object, "guess_us", json_real(s->guess_us));
+    json_object_set_new(object, "guess_round_us", json_real(s->guess_round_us));
+    json_object_set_new(object, "guess_row_us", json_real(s->guess_row_us));
     json_object_set_new(object, "step_base_us", json_real(s->step_base_us));
     json_object_set_new(object, "step_row_us", json_real(s->step_row_us));
     json_object_set_new(object, "prefill_row_us", json_real(s->prefill_row_us));

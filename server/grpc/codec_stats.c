@@ -20,6 +20,7 @@ struct store {
     struct moge_stats stats;
     Moge__V1__Pages pages;
     Moge__V1__EngineStats engine;
+    double expected_step_us[MOGE_STEP_COSTS];
     Moge__V1__Phase phases[MOGE_PHASES], *phase_at[MOGE_PHASES];
     Moge__V1__Counter counters[N_COUNTERS], *counter_at[N_COUNTERS];
     Moge__V1__Distribution distributions[N_DISTRIBUTIONS], *distribution_at[N_DISTRIBUTIONS];
@@ -54,7 +55,13 @@ static void engine_fill(struct store *store) {
     to->ngram_accepted_by_position = signed_of(from->ngram_accepted);
     to->n_draft_length = MOGE_DRAFT_LEN_MAX + 1;
     to->draft_length = signed_of(from->draft_len);
+    for (int i = 0; i < MOGE_STEP_COSTS; i++)
+        store->expected_step_us[i] = from->expected_step_ns[i] / 1e3;
+    to->n_expected_step_us = MOGE_STEP_COSTS;
+    to->expected_step_us = store->expected_step_us;
     to->guess_us = from->guess_ns / 1e3;
+    to->guess_round_us = from->guess_round_ns / 1e3;
+    to->guess_row_us = from->guess_row_ns / 1e3;
     to->step_base_us = from->row_ns[0] / 1e3;
     to->step_row_us = from->row_ns[1] / 1e3;
     to->prefill_row_us = from->prefill_row_ns / 1e3;

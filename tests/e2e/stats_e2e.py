@@ -26,8 +26,9 @@ class Stats(unittest.TestCase):
         cls.daemon = daemon.Daemon("--max-running", "8")
         cls.daemon.wait_ready()
         cls.stub = pb_grpc.MogeStub(cls.daemon.channel())
+        cls.at_start = cls.settled()
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(lambda i: generate(cls.stub, i), range(16)))
+            cls.answers = list(pool.map(lambda i: generate(cls.stub, i), range(16)))
         cls.after_16 = cls.settled()
 
     @classmethod
@@ -83,6 +84,32 @@ class Stats(unittest.TestCase):
         names = re.findall("# TYPE (\\S+)", stats.prometheus)
         self.assertEqual(len(names), len(set(names)), "a metric is there twice")
 
+    def test_costs_are_known_before_the_first_request(self):
+        stats = self.at_start
+        step_us = list(stats.engine.expected_step_us)
+        self.assertEqual(len(step_us), 8, "1, 2, 4 .. 128 rows")
+        self.assertGreater(step_us[0], 0)
+        self.assertEqual(step_us, sorted(step_us))
+        self.assertAlmostEqual(stats.engine.guess_round_us + stats.engine.guess_row_us, stats.engine.guess_us)
+        self.assertGreater(stats.engine.guess_us, 0)
+        self.assertRegex(stats.prometheus, r'moge:engine_expected_step_microseconds\{rows="16"\} [1-9]')
+        with open(self.daemon.log_path) as log:
+            self.assertRegex(log.read(), r"steps of 1\.\.\d+ rows take [0-9.]+\.\.[0-9.]+ ms here")
+        # And nothing else has happened.
+        self.assertEqual((stats.engine.steps, stats.engine.rows, stats.engine.tokens), (0, 0, 0))
+        self.assertEqual((stats.pages.used, stats.pages.cached, stats.pages.evicted), (0, 0, 0))
+        self.assertGreater(stats.pages.free, 0)
+        self.assertEqual((sum(stats.engine.offered_by_position), sum(stats.engine.draft_length)), (0, 0))
+        self.assertEqual(sum(d.count for d in stats.distributions), 0)
+
+    def test_without_calibration_the_same_is_said(self):
+        with daemon.Daemon("--max-running", "8", "--calibrate=no") as other:
+            other.wait_ready()
+            stub = pb_grpc.MogeStub(other.channel())
+            self.assertEqual([generate(stub, i) for i in range(4)], self.answers[:4])
+            with open(other.log_path) as log:
+                self.assertNotIn("ms here", log.read())
+
     def test_a_cancelled_stream_leaves_the_gauges(self):
         request = pb.GenerateRequest(text="x")
         request.stopping.ignore_eos = True
@@ -104,7 +131,11 @@ class Stats(unittest.TestCase):
         self.assertEqual(shown["pages_used"], 0)
         self.assertIn("moge:engine_phase_microseconds_total{phase=\"forward\"}",
                       self.command(*connect, "--prometheus").stdout)
-        self.assertIn("running", self.command(*connect).stdout)
+        self.assertGreater(shown["expected_step_us"][0], 0)
+        self.assertGreater(shown["guess_round_us"] + shown["guess_row_us"], 0)
+        shown = self.command(*connect).stdout
+        self.assertIn("running", shown)
+        self.assertRegex(shown, r"\ncosts +[0-9.]+ / [0-9.]+ / .* ms for a step of 1 / 2 / ")
         watched = self.command(*connect, "--watch", "0.05", "--count", "3")
         self.assertEqual(watched.stdout.count("requests "), 3)
         for wrong in (("--watch", "never"), ("--nonsense",), ("--watch", "--json")):

@@ -84,6 +84,10 @@ static void test_guesses(void **state) {
     (void)state;
     static struct moge_stats stats;
     struct moge_draft_stats draft = {.offered = {4, 2}, .accepted = {3, 1}, .ngram_offered = {1}};
+    draft.step_ns[0] = 5e6;
+    draft.step_ns[MOGE_STEP_COSTS - 1] = 9e6;
+    draft.guess_round_ns = 2e5;
+    draft.guess_row_ns = 1e4;
     draft.len_chosen[0] = 50;
     draft.len_chosen[1] = draft.len_chosen[2] = 2;
     take_guesses(&stats, &draft);
@@ -93,6 +97,9 @@ static void test_guesses(void **state) {
     assert_int_equal(stats.n_accepted, 4);
     assert_int_equal(stats.offered[1], 2);
     assert_int_equal(stats.ngram_offered[0], 1);
+    assert_true(stats.expected_step_ns[0] == 5e6);
+    assert_true(stats.expected_step_ns[MOGE_STEP_COSTS - 1] == 9e6);
+    assert_true(stats.guess_round_ns == 2e5 && stats.guess_row_ns == 1e4);
 }
 
 static void test_text(void **state) {
@@ -105,6 +112,8 @@ static void test_text(void **state) {
     metrics.stats.engine.pages_used = 12;
     metrics.stats.engine.accepted[1] = 13;
     metrics.stats.engine.group_pairs[1] = 5;
+    metrics.stats.engine.expected_step_ns[3] = 2500000;
+    metrics.stats.engine.guess_row_ns = 4000;
     publish(&metrics.stats);
     for (int i = 0; i < 100; i++)
         moge_histogram_add(&metrics.time_to_first_token, i);
@@ -122,6 +131,8 @@ static void test_text(void **state) {
     assert_non_null(
         strstr(text, "moge:spec_decode_num_accepted_tokens_per_pos_total{position=\"1\"} 13\n"));
     assert_non_null(strstr(text, "moge:expert_group_rows_total{group=\"1\"} 5\n"));
+    assert_non_null(strstr(text, "\nmoge:engine_expected_step_microseconds{rows=\"8\"} 2500\n"));
+    assert_non_null(strstr(text, "\nmoge:spec_decode_row_microseconds 4\n"));
     free(text);
 }
 
