@@ -259,7 +259,8 @@ static void row_print(const struct spec_bench *bench, int32_t batch, int32_t mod
                row->ratio[0], row->ratio[2]);
     printf("\"acceptance_length\": %.3f, \"offered\": %lld, \"accepted\": %lld, ",
            row->acceptance_length, (long long)row->n_offered, (long long)row->n_accepted);
-    printf("\"weights\": \"%s\", \"drafter\": \"%s\", ", moge_model_info(bench->model)->weights,
+    printf("\"model\": \"%s\", \"weights\": \"%s\", \"drafter\": \"%s\", ",
+           moge_model_info(bench->model)->name, moge_model_info(bench->model)->weights,
            drafter_names[options->drafter]);
     if (options->drafter == SPEC_DRAFTER_ORACLE)
         printf("\"acceptance\": [%g, %g], \"draft_cost\": %g, ", options->oracle.accept[0],

@@ -53,7 +53,7 @@ struct spec_bench {
     struct moge_accept *accept;
     struct moge_kv *kv;
     struct moge_drafter drafter, lookup; /* owned here; both policies below guess through them */
-    struct moge_draft *fixed, *adaptive; /* auto learns from its own steps only */
+    struct moge_draft *fixed, *adaptive; /* auto learns from trials and its own steps only */
     struct moge_batch batch;
     struct moge_sample_params *params; /* [n_seqs] each its own seed */
     int32_t n_seqs, n_context, step_len_max;

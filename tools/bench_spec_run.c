@@ -12,7 +12,8 @@
 #include "tools/clock.h"
 #include "tools/quantile.h"
 
-#define WARM_STEPS 8
+#define WARM_STEPS   8
+#define CALIBRATE_NS 1000000000 /* as a daemon takes at most */
 
 static size_t stride_of(const struct spec_bench *bench) {
     return (size_t)bench->n_context + MOGE_DRAFT_LEN_MAX + 1;
@@ -277,6 +278,16 @@ static int truth_make(struct spec_bench *bench, struct moge_err *err) {
     return 0;
 }
 
+/* Auto begins as in a daemon that has just started. */
+static void calibrate(struct spec_bench *bench) {
+    struct moge_calibration with = {.engine = bench->engine,
+                                    .accept = bench->accept,
+                                    .batch = &bench->batch,
+                                    .n_pages = moge_kv_pages_for(bench->n_context) * bench->n_seqs,
+                                    .budget_ns = CALIBRATE_NS};
+    moge_draft_calibrate(bench->adaptive, &with);
+}
+
 int moge_spec_open(struct spec_bench *bench, struct moge_err *err) {
     const struct spec_options *options = &bench->options;
     bench->n_context = options->n_prompt + 2 * options->n_tokens;
@@ -295,7 +306,11 @@ int moge_spec_open(struct spec_bench *bench, struct moge_err *err) {
         rc = prompts_make(bench, err);
     if (rc == 0)
         rc = prompts_compute(bench, err);
-    return rc ? rc : truth_make(bench, err);
+    if (rc == 0)
+        rc = truth_make(bench, err);
+    if (rc == 0)
+        calibrate(bench);
+    return rc ? rc : prompts_compute(bench, err); /* trials have written into their pages */
 }
 
 void moge_spec_close(struct spec_bench *bench) {
