@@ -21,13 +21,14 @@
 #include "moge/sample.h"
 #include "moge/splitmix.h"
 
-#define N_STEPS    7 /* 1, 2, 4 .. 64 rows */
-#define N_SEQS     (1 << (N_STEPS - 1))
-#define N_DRAFTS   4
-#define PASSES     3
-#define GROWTH     1.5
-#define STEPS_OF   0.8 /* of the budget; the rest is the drafter's, and what steps leave */
-#define SEQ_TOKENS (MOGE_PAGE_TOKENS + MOGE_DRAFT_LEN_MAX + 1)
+#define N_STEPS       7 /* 1, 2, 4 .. 64 rows */
+#define N_SEQS        (1 << (N_STEPS - 1))
+#define N_DRAFTS      4
+#define PASSES        3
+#define GROWTH        1.5
+#define SPREAD_OF_ONE 0.1 /* relative, of a single trial */
+#define STEPS_OF      0.8 /* of the budget; the rest is the drafter's, and what steps leave */
+#define SEQ_TOKENS    (MOGE_PAGE_TOKENS + MOGE_DRAFT_LEN_MAX + 1)
 
 /* Trials of one kind. */
 struct trials {
@@ -149,6 +150,11 @@ static double median(struct trials *trials) {
     return trials->ns[(trials->n - 1) / 2];
 }
 
+/* Of sorted trials. */
+static double spread(const struct trials *trials) {
+    return trials->n > 1 ? (trials->ns[trials->n - 1] / trials->ns[0] - 1) / 2 : SPREAD_OF_ONE;
+}
+
 int moge_draft_calibrate(struct moge_draft *draft, const struct moge_calibration *with) {
     struct calibrator c;
     struct trials steps[N_STEPS] = {0}, drafts[N_DRAFTS] = {0};
@@ -156,8 +162,10 @@ int moge_draft_calibrate(struct moge_draft *draft, const struct moge_calibration
     int n_steps = 0;
     calibrator_init(&c, draft, with);
     passes(&c, false, begin_ns + (int64_t)(STEPS_OF * (double)with->budget_ns), N_STEPS, steps);
-    for (; n_steps < N_STEPS && steps[n_steps].n > 0; n_steps++)
-        moge_policy_calibrate(draft->policy, 1 << n_steps, median(&steps[n_steps]));
+    for (; n_steps < N_STEPS && steps[n_steps].n > 0; n_steps++) {
+        double ns = median(&steps[n_steps]);
+        moge_policy_calibrate(draft->policy, 1 << n_steps, ns, spread(&steps[n_steps]));
+    }
     if (n_steps > 0 && draft->drafter.ops)
         passes(&c, true, end_ns, N_DRAFTS, drafts);
     for (int i = 0; i < N_DRAFTS; i++)

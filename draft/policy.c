@@ -24,6 +24,7 @@
 #include <stdlib.h>
 
 #include "draft/acceptance.h"
+#include "draft/hope.h"
 #include "draft/match.h"
 
 /* A guess worth less than this is not considered. */
@@ -35,10 +36,8 @@
 #define ZERO_SPREAD_SHARE 0.3
 #define ZERO_SPREAD_MIN   0.03
 #define ZERO_SPREAD_MAX   0.1
-/* A step may be so many standard deviations faster than believed; it is tried if then it would be
- * so much better than the best. */
+/* A step may be so many standard deviations faster than believed. */
 #define HOPE_SPREADS 2.0
-#define HOPE_MIN     1.02
 /* More rounds of drafting are not tried where so many reach this share of the best. */
 #define ROUNDS_WORSE 0.9
 /* Share of the time that may be spent on probing, and the most that is saved up, in steps. */
@@ -339,16 +338,9 @@ static void heap_fill(struct moge_policy *policy, int32_t n_rounds) {
         heap_down(policy, i);
 }
 
-/* The first n guesses in the order of gain per cost, where the drafter makes n_rounds at most. */
-struct beginning {
-    int32_t n_rounds, n;
-    double rate;       /* tokens per ns */
-    double tokens, ns; /* of the step, by what is believed */
-};
-
 /* The best by what is believed, and by what may be hoped. */
 struct best {
-    struct beginning known, hope;
+    struct moge_beginning known, hope;
 };
 
 static void best_update(const struct moge_policy *policy, const struct outlook *outlook, int32_t n,
@@ -356,28 +348,14 @@ static void best_update(const struct moge_policy *policy, const struct outlook *
     double hope_ns = outlook->ns - HOPE_SPREADS *
                                        moge_step_cost_ns(&policy->step, outlook->n_rows) *
                                        moge_step_cost_spread(&policy->step, outlook->n_rows);
-    struct beginning here = {n_rounds, n, outlook->tokens / outlook->ns * (n == 0 ? MARGIN : 1),
-                             outlook->tokens, outlook->ns};
+    struct moge_beginning here = {n_rounds, n,
+                                  outlook->tokens / outlook->ns * (n == 0 ? MARGIN : 1),
+                                  outlook->tokens, outlook->ns};
     if (here.rate > best->known.rate)
         best->known = here;
     here.rate = outlook->tokens / hope_ns;
     if (hope_ns > 0 && here.rate > best->hope.rate)
         best->hope = here;
-}
-
-/* What is never done is never measured: a wrong belief that a step is slow would last for ever.  So
- * if another one may be better as far as anybody knows, it is done now and then, paid from what is
- * saved up for probing. */
-static struct beginning best_or_hope(struct moge_policy *policy, const struct best *best) {
-    const struct beginning *hope = &best->hope;
-    if ((hope->n == best->known.n && hope->n_rounds == best->known.n_rounds) ||
-        hope->rate < HOPE_MIN * best->known.rate)
-        return best->known;
-    double cost_ns = hope->ns - hope->tokens / best->known.rate;
-    if (cost_ns > policy->probe_ns)
-        return best->known;
-    policy->probe_ns -= cost_ns > 0 ? cost_ns : 0;
-    return *hope;
 }
 
 /* Puts up to n_max guesses into policy->order, best gain per cost first. */
@@ -420,28 +398,33 @@ static bool must_measure_zero(const struct moge_policy *policy, const struct mog
 static int32_t choose_auto(struct moge_policy *policy, const struct moge_batch *batch,
                            const struct moge_lookup *lookups, int32_t room,
                            struct outlook outlook) {
-    static const int32_t rounds[] = {0, 1, 2, 3, 4, 6, 8, 11, MOGE_DRAFT_LEN_MAX};
+    enum { N_ROUNDS = 9 };
+    static const int32_t rounds[N_ROUNDS] = {0, 1, 2, 3, 4, 6, 8, 11, MOGE_DRAFT_LEN_MAX};
     if (outlook.ns <= 0)
         return 0;
-    struct best best = {0};
+    struct best none = {0};
+    struct moge_beginning hopes[N_ROUNDS + 1];
+    int n_hopes = 1;
     autos_begin(policy, batch, lookups);
-    best_update(policy, &outlook, 0, 0, &best);
-    for (int i = 0; i < (int)(sizeof rounds / sizeof rounds[0]); i++) {
+    best_update(policy, &outlook, 0, 0, &none);
+    struct moge_beginning known = none.known;
+    hopes[0] = none.hope;
+    for (int i = 0; i < N_ROUNDS; i++) {
         struct best here = {0};
         walk(policy, batch, rounds[i], room, outlook, &here);
-        if (here.known.rate > best.known.rate)
-            best.known = here.known;
-        if (here.hope.rate > best.hope.rate)
-            best.hope = here.hope;
-        if (rounds[i] > 1 && here.hope.rate < ROUNDS_WORSE * best.known.rate)
+        if (here.known.rate > known.rate)
+            known = here.known;
+        hopes[n_hopes++] = here.hope;
+        if (rounds[i] > 1 && here.hope.rate < ROUNDS_WORSE * known.rate)
             break;
     }
     bool prefill = moge_batch_rows(batch) != moge_batch_logits(batch);
-    if (!prefill && best.known.n > 0 &&
-        must_measure_zero(policy, batch, best.known.rate * outlook.ns / outlook.tokens))
+    if (!prefill && known.n > 0 &&
+        must_measure_zero(policy, batch, known.rate * outlook.ns / outlook.tokens))
         return 0;
-    struct beginning chosen = prefill ? best.known : best_or_hope(policy, &best);
-    walk(policy, batch, chosen.n_rounds, chosen.n, outlook, &best);
+    struct moge_beginning chosen =
+        prefill ? known : moge_best_or_hope(known, hopes, n_hopes, &policy->probe_ns);
+    walk(policy, batch, chosen.n_rounds, chosen.n, outlook, &none);
     return chosen.n;
 }
 
@@ -523,13 +506,13 @@ void moge_policy_drafted(struct moge_policy *policy, int32_t n_rounds, int32_t n
     moge_guess_cost_observe(&policy->guess, n_rounds, n_rows, (double)ns);
 }
 
-void moge_policy_calibrate(struct moge_policy *policy, int32_t n_rows, double ns) {
+void moge_policy_calibrate(struct moge_policy *policy, int32_t n_rows, double ns, double spread) {
     if (n_rows == 1) {
         policy->step = (struct moge_step_cost){0};
         policy->guess = (struct moge_guess_cost){0};
         policy->probe_ns = PROBE_SAVED * ns;
     }
-    moge_step_cost_seed(&policy->step, n_rows, ns);
+    moge_step_cost_seed(&policy->step, n_rows, ns, spread);
 }
 
 void moge_policy_looked(struct moge_policy *policy, const struct moge_span *span,
