@@ -148,6 +148,14 @@ static double deviation(struct moge_step_cost *cost, double expected_ns, double 
     return off;
 }
 
+/* So many rows never take longer than several steps of fewer: a first measurement that says more is
+ * disturbed, and would keep the size, and all above it, from being tried again. */
+static double plausible(const struct moge_step_cost *cost, int below, int32_t n_rows, double ns) {
+    while (below >= 0 && cost->knot_var[below] == 0)
+        below--;
+    return below < 0 ? ns : fmin(ns, cost->fit_ns[below] * n_rows / knot_rows(below));
+}
+
 /* A measurement says something about the level of all sizes and about the size that it is of: each
  * takes the part of the deviation that its uncertainty suggests (a Kalman filter without
  * covariances).  So other programs, which slow down steps of all sizes, move the level only, and
@@ -158,6 +166,8 @@ static void knots_add(struct moge_step_cost *cost, int32_t n_rows, double ns) {
     share = fmin(share, 1);
     double weights[2] = {1 - share, share}, var = 0;
     double *vars = &cost->knot_var[below];
+    if (vars[share > 0] == 0)
+        ns = plausible(cost, below, n_rows, ns);
     for (int i = 0; i < MOGE_COST_KNOTS; i++)
         if (cost->knot_var[i] > 0 && cost->knot_var[i] < KNOT_VAR_MAX)
             cost->knot_var[i] += KNOT_DRIFT;

@@ -64,6 +64,7 @@ struct candidate {
     struct moge_plan plan;            /* so far */
     double reached;                   /* probability that all guesses so far are right */
     double debt_ns;                   /* catch-up charged to the drafter's first guess */
+    double unpaid_ns;                 /* of that catch-up, what is left to the steps to come */
     bool looked_up;                   /* the next guess is the lookup's */
     double draft_ns;                  /* what making it takes, rounds aside */
     double key;                       /* its gain per cost; the heap's order */
@@ -270,8 +271,11 @@ static struct candidate candidate_begin(const struct moge_policy *policy,
                                         const struct moge_lookup *lookups) {
     const struct moge_span *span = &batch->spans[i_span];
     struct candidate c = {.i_span = i_span, .reached = 1};
-    if (may_draft(&policy->prices, span))
-        c.debt_ns = debt_charge_ns(policy, span, debt_rows(policy->prices.drafter, span));
+    if (may_draft(&policy->prices, span)) {
+        int32_t n_rows = debt_rows(policy->prices.drafter, span);
+        c.debt_ns = debt_charge_ns(policy, span, n_rows);
+        c.unpaid_ns = n_rows * guess_row_ns(policy) - c.debt_ns;
+    }
     if (lookups && lookups[span->slot].n_known == span->n_known)
         c.lookup = &lookups[span->slot];
     return c;
@@ -279,7 +283,7 @@ static struct candidate candidate_begin(const struct moge_policy *policy,
 
 /* What the step yields and takes before any guess of an auto span. */
 struct outlook {
-    double tokens, ns;
+    double tokens, ns, unpaid_ns; /* see candidate */
     int32_t n_rows, n_rounds;
 };
 
@@ -348,9 +352,9 @@ static void best_update(const struct moge_policy *policy, const struct outlook *
     double hope_ns = outlook->ns - HOPE_SPREADS *
                                        moge_step_cost_ns(&policy->step, outlook->n_rows) *
                                        moge_step_cost_spread(&policy->step, outlook->n_rows);
-    struct moge_beginning here = {n_rounds, n,
-                                  outlook->tokens / outlook->ns * (n == 0 ? MARGIN : 1),
-                                  outlook->tokens, outlook->ns};
+    struct moge_beginning here = {
+        n_rounds,        n,           outlook->tokens / outlook->ns * (n == 0 ? MARGIN : 1),
+        outlook->tokens, outlook->ns, outlook->unpaid_ns};
     if (here.rate > best->known.rate)
         best->known = here;
     here.rate = outlook->tokens / hope_ns;
@@ -368,6 +372,8 @@ static void walk(struct moge_policy *policy, const struct moge_batch *batch, int
         outlook.ns += moge_step_cost_ns(&policy->step, outlook.n_rows + 1) -
                       moge_step_cost_ns(&policy->step, outlook.n_rows) + first->draft_ns;
         outlook.n_rows++;
+        if (first->plan.n_drafter == 0 && !first->looked_up)
+            outlook.unpaid_ns += first->unpaid_ns;
         candidate_take(first);
         if (first->plan.n_drafter > outlook.n_rounds) {
             outlook.n_rounds = first->plan.n_drafter;

@@ -167,6 +167,18 @@ static void step_observe(struct moge_draft *draft, int32_t n_rows, double ms) {
     moge_draft_observe(draft, &batch, (int64_t)(ms * MS));
 }
 
+/* Sizes that were never tried: a disturbed first step of one does not keep it from being tried. */
+static void a_first_measurement_is_not_beyond_reason(void **state) {
+    (void)state;
+    struct moge_draft_stats stats;
+    struct moge_draft *draft = draft_new(SLOTS);
+    calibrate(draft, 100, 100, &stats);
+    step_observe(draft, 128, 5000);
+    moge_draft_stats(draft, &stats);
+    assert_true(stats.step_ns[7] < 1.1 * 128 / 16 * stats.step_ns[4]);
+    moge_draft_free(draft);
+}
+
 /* Sizes compare otherwise than at start, or the machine has become slower: real steps outweigh
  * trials. */
 static void serving_overrides_it(void **state) {
