@@ -6,6 +6,9 @@
  * Tokens are spread over the vocabulary, so that a model with experts uses about as many as in
  * service.  The drafter: rounds for one sequence and for several, since both cost.
  *
+ * The time is that of BUDGET_STEPS steps of one row, if the caller allows so much: a small model
+ * starts at once.  The first step is not counted: its memory is new.
+ *
  * Passes go over all kinds, cheapest first, so that a small budget tries the small ones, once; the
  * median of a kind counts, or the lower of two.  A kind that was never tried is expected to take
  * GROWTH times the one before it (twice is the most), and none is begun that would then end after
@@ -27,6 +30,7 @@
 #define PASSES        3
 #define GROWTH        1.5
 #define SPREAD_OF_ONE 0.1 /* relative, of a single trial */
+#define BUDGET_STEPS  24
 #define STEPS_OF      0.8 /* of the budget; the rest is the drafter's, and what steps leave */
 #define SEQ_TOKENS    (MOGE_PAGE_TOKENS + MOGE_DRAFT_LEN_MAX + 1)
 
@@ -158,16 +162,18 @@ static double spread(const struct trials *trials) {
 int moge_draft_calibrate(struct moge_draft *draft, const struct moge_calibration *with) {
     struct calibrator c;
     struct trials steps[N_STEPS] = {0}, drafts[N_DRAFTS] = {0};
-    int64_t begin_ns = draft->now_ns(), end_ns = begin_ns + with->budget_ns;
+    int64_t begin_ns = draft->now_ns();
     int n_steps = 0;
     calibrator_init(&c, draft, with);
-    passes(&c, false, begin_ns + (int64_t)(STEPS_OF * (double)with->budget_ns), N_STEPS, steps);
+    double budget_ns = (double)with->budget_ns, one_ns = budget_ns > 0 ? step_try(&c, 1) : 0;
+    budget_ns = BUDGET_STEPS * one_ns < budget_ns ? BUDGET_STEPS * one_ns : budget_ns;
+    passes(&c, false, begin_ns + (int64_t)(STEPS_OF * budget_ns), N_STEPS, steps);
     for (; n_steps < N_STEPS && steps[n_steps].n > 0; n_steps++) {
         double ns = median(&steps[n_steps]);
         moge_policy_calibrate(draft->policy, 1 << n_steps, ns, spread(&steps[n_steps]));
     }
     if (n_steps > 0 && draft->drafter.ops)
-        passes(&c, true, end_ns, N_DRAFTS, drafts);
+        passes(&c, true, begin_ns + (int64_t)budget_ns, N_DRAFTS, drafts);
     for (int i = 0; i < N_DRAFTS; i++)
         for (int n = drafts[i].n; n > 0; n--)
             moge_policy_drafted(draft->policy, draft_kinds[i].len,

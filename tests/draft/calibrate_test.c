@@ -14,7 +14,7 @@ static struct {
     int32_t n_context;          /* rows that one sequence may have */
     int32_t n_steps, n_forgets; /* calls of the engine and of forget */
     int32_t page_max;           /* that any span named */
-    bool noisy;                 /* every third trial takes three times as long */
+    bool noisy;                 /* every third trial takes half as long again */
 } world;
 static int64_t clock_ns;
 static struct moge_span spans[SLOTS];
@@ -26,7 +26,7 @@ static int64_t now(void) {
 
 static void take(double ms) {
     static int n;
-    clock_ns += (int64_t)(ms * MS * (world.noisy && n++ % 3 == 2 ? 3 : 1));
+    clock_ns += (int64_t)(ms * MS * (world.noisy && n++ % 3 == 2 ? 1.6 : 1));
 }
 
 int moge_engine_forward(struct moge_engine *engine, struct moge_batch *of) {
@@ -118,9 +118,10 @@ static void costs_are_known_at_once(void **state) {
     struct moge_draft_stats stats;
     struct moge_draft *draft = draft_new(SLOTS);
     world.noisy = true;
+    world.row_ms = 0.05;
     assert_int_equal(calibrate(draft, 100, 2000, &stats), 7);
     for (int i = 0; i < 7; i++)
-        near(stats.step_ns[i], 10 + 2 * (1 << i));
+        near(stats.step_ns[i], 10 + 0.05 * (1 << i));
     for (int i = 7; i < MOGE_STEP_COSTS; i++) /* beyond: the slope goes on */
         assert_true(stats.step_ns[i] > stats.step_ns[i - 1]);
     assert_true(stats.guess_ns > 0.5 * MS && stats.guess_ns < 0.7 * MS);
@@ -133,13 +134,14 @@ static void costs_are_known_at_once(void **state) {
 
 static void the_budget_holds(void **state) {
     (void)state;
-    for (double budget_ms = 0; budget_ms < 200; budget_ms += 7) {
+    for (double budget_ms = 0; budget_ms < 400; budget_ms += 7) {
         struct moge_draft_stats stats;
         struct moge_draft *draft = draft_new(SLOTS);
         int n = calibrate(draft, 100, budget_ms, &stats);
-        assert_true(n >= (budget_ms > 0) && n <= 7);
-        /* The first trial of all is made in any case, and the last may take a third longer. */
-        assert_true((double)clock_ns <= (budget_ms > 12 ? 1.34 * budget_ms : 12) * MS + 1);
+        assert_true(n >= (budget_ms > 15) && n <= 7);
+        /* The first two trials are made in any case, and the last may take a third longer. */
+        double most_ms = budget_ms > BUDGET_STEPS * 12 ? BUDGET_STEPS * 12 : budget_ms;
+        assert_true((double)clock_ns <= (most_ms > 24 ? 1.34 * most_ms : 24) * MS + 1);
         if (n == 0)
             assert_true(stats.step_ns[0] == 0);
         moge_draft_free(draft);
@@ -228,9 +230,11 @@ static void a_warm_up_is_nobodys_request(void **state) {
 }
 
 int main(void) {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(costs_are_known_at_once), cmocka_unit_test(the_budget_holds),
-        cmocka_unit_test(small_daemons_try_less), cmocka_unit_test(serving_overrides_it),
-        cmocka_unit_test(a_warm_up_is_nobodys_request)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(costs_are_known_at_once),
+                                       cmocka_unit_test(the_budget_holds),
+                                       cmocka_unit_test(small_daemons_try_less),
+                                       cmocka_unit_test(a_first_measurement_is_not_beyond_reason),
+                                       cmocka_unit_test(serving_overrides_it),
+                                       cmocka_unit_test(a_warm_up_is_nobodys_request)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -369,7 +369,7 @@ static void floors_hold(const struct floors *floors) {
 
 static void never_costs_where_guesses_are_wrong(void **state) {
     (void)state;
-    struct floors floors = {.off = 0.985, .best = 0.95, .promise_share = 0.9};
+    struct floors floors = {.off = 0.985, .best = 0.97, .promise_share = 0.97};
     check_all(0, 0, 1, 0.05, &floors);
     check_all(0.3, 0.3, 1, 0.05, &floors);
     check_tables(0, 0, 1, 0.2, 0.05, &floors);
@@ -379,7 +379,7 @@ static void never_costs_where_guesses_are_wrong(void **state) {
 static void is_near_the_best_fixed_length_where_they_are_right(void **state) {
     (void)state;
     static const double accepts[] = {0.6, 0.9};
-    struct floors floors = {.off = 0.98, .best = 0.92, .promise_share = 0.75};
+    struct floors floors = {.off = 0.98, .best = 0.92, .promise_share = 0.9};
     for (int a = 0; a < 2; a++)
         check_all(accepts[a], accepts[a], 1, 0.05, &floors);
     check_all(0.85, 0.85, 0.85, 0.05, &floors); /* deep guesses are worse */
@@ -388,7 +388,7 @@ static void is_near_the_best_fixed_length_where_they_are_right(void **state) {
 
 static void tells_requests_apart(void **state) {
     (void)state;
-    struct floors floors = {.off = 0.965, .best = 0.95, .promise_share = 0.8};
+    struct floors floors = {.off = 0.965, .best = 0.95, .promise_share = 0.9};
     check_all(0.9, 0.0, 1, 0.05, &floors);
     check_all(0.8, 0.4, 1, 0.05, &floors);
     floors_hold(&floors);
