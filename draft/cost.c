@@ -45,12 +45,20 @@ static double knot_rows(int i) {
     return i < 8 ? i + 1 : (double)(1 << (i / 4)) * (2.5 + 0.5 * (i % 4));
 }
 
-/* The knot at or below n_rows, and how far n_rows is on the way to the next. */
+/* The knot at or below n_rows, and how far n_rows is on the way to the next.  Asked some thousand
+ * times a step: found without a search. */
 static int knot_below(int32_t n_rows, double *share) {
-    int i = 0;
-    while (i < MOGE_COST_KNOTS - 2 && knot_rows(i + 1) <= (double)n_rows)
-        i++;
-    *share = ((double)n_rows - knot_rows(i)) / (knot_rows(i + 1) - knot_rows(i));
+    int i = n_rows - 1;
+    *share = 0;
+    if (n_rows >= 8) {
+        int octave = 31 - __builtin_clz((unsigned)n_rows), gap = 1 << (octave - 2);
+        i = 7 + 4 * (octave - 3) + ((n_rows >> (octave - 2)) & 3);
+        *share = (double)(n_rows & (gap - 1)) / gap;
+    }
+    if (i < 0 || i > MOGE_COST_KNOTS - 2) {
+        i = i < 0 ? 0 : MOGE_COST_KNOTS - 2;
+        *share = ((double)n_rows - knot_rows(i)) / (knot_rows(i + 1) - knot_rows(i));
+    }
     return i;
 }
 

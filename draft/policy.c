@@ -365,13 +365,14 @@ static void best_update(const struct moge_policy *policy, const struct outlook *
 /* Puts up to n_max guesses into policy->order, best gain per cost first. */
 static void walk(struct moge_policy *policy, const struct moge_batch *batch, int32_t n_rounds,
                  int32_t n_max, struct outlook outlook, struct best *best) {
+    double step_ns = moge_step_cost_ns(&policy->step, outlook.n_rows);
     heap_fill(policy, n_rounds);
     for (int32_t n = 0; policy->n_heap > 0 && n < n_max;) {
         struct candidate *first = &policy->heap[0];
         outlook.tokens += first->reached;
-        outlook.ns += moge_step_cost_ns(&policy->step, outlook.n_rows + 1) -
-                      moge_step_cost_ns(&policy->step, outlook.n_rows) + first->draft_ns;
-        outlook.n_rows++;
+        double next_ns = moge_step_cost_ns(&policy->step, ++outlook.n_rows);
+        outlook.ns += next_ns - step_ns + first->draft_ns;
+        step_ns = next_ns;
         if (first->plan.n_drafter == 0 && !first->looked_up)
             outlook.unpaid_ns += first->unpaid_ns;
         candidate_take(first);

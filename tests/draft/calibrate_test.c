@@ -169,6 +169,18 @@ static void step_observe(struct moge_draft *draft, int32_t n_rows, double ms) {
     moge_draft_observe(draft, &batch, (int64_t)(ms * MS));
 }
 
+static void knots_are_found(void **state) {
+    (void)state;
+    for (int32_t n_rows = 0; n_rows < 3000; n_rows++) {
+        double share;
+        int i = knot_below(n_rows, &share), searched = 0;
+        while (searched < MOGE_COST_KNOTS - 2 && knot_rows(searched + 1) <= n_rows)
+            searched++;
+        assert_int_equal(i, searched);
+        assert_true(fabs(knot_rows(i) + share * (knot_rows(i + 1) - knot_rows(i)) - n_rows) < 1e-6);
+    }
+}
+
 /* Sizes that were never tried: a disturbed first step of one does not keep it from being tried. */
 static void a_first_measurement_is_not_beyond_reason(void **state) {
     (void)state;
@@ -233,6 +245,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {cmocka_unit_test(costs_are_known_at_once),
                                        cmocka_unit_test(the_budget_holds),
                                        cmocka_unit_test(small_daemons_try_less),
+                                       cmocka_unit_test(knots_are_found),
                                        cmocka_unit_test(a_first_measurement_is_not_beyond_reason),
                                        cmocka_unit_test(serving_overrides_it),
                                        cmocka_unit_test(a_warm_up_is_nobodys_request)};
