@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Two ways through a matrix.
  *
- *   quantised   for each chunk of ROWS_CHUNK rows: one kernel call for all panels of 8 outputs.  A
- *               panel stays in the first-level cache while the kernel goes through the chunk in
- *               tiles, and the chunk's activations in the second-level cache over all panels.
+ *   quantised   for each chunk of up to ROWS_CHUNK rows: one kernel call for all panels of 8
+ *               outputs.  The kernel goes through both in tiles; what it reads again, panels and
+ *               the chunk's activations, is in the second-level cache.
  *   float       for each block of BLAS_OUT outputs (widened to f32 once): for each tile of
  * BLAS_ROWS rows, gathered and padded with zeros: one sgemm of always the same shape.
  *
@@ -262,6 +262,9 @@ void moge_gemm(const struct moge_kernels *kernels, const struct moge_matrix *wei
         float_blocks(&p, n_rows, scratch);
         return;
     }
-    for (int32_t first = 0; first < n_rows; first += ROWS_CHUNK)
-        chunk_panels(&p, first, n_rows - first < ROWS_CHUNK ? n_rows - first : ROWS_CHUNK);
+    int32_t n_chunks = (n_rows + ROWS_CHUNK - 1) / ROWS_CHUNK; /* as even as can be */
+    for (int32_t i = 0; i < n_chunks; i++) {
+        int32_t first = n_rows * i / n_chunks;
+        chunk_panels(&p, first, n_rows * (i + 1) / n_chunks - first);
+    }
 }

@@ -19,7 +19,7 @@
  * them; and whole units of moge_gemm. */
 #define UNIT MOGE_QBLOCK
 /* Outputs of gate and up that are computed in turns, while they are in the nearest cache. */
-#define COLUMNS (2 * UNIT)
+#define COLUMNS (4 * UNIT)
 
 /* ---- routing ---- */
 

@@ -262,6 +262,53 @@ static void panels_are_the_same_in_every_tile(void **state) {
             }
 }
 
+enum { WIDE_MAX = 26240, WIDE_PANELS = 3, WIDE_ROWS = 7 };
+
+/* Any bytes with ordinary scales. */
+static void wide_fill(struct test_rng *rng, uint8_t *panels, int32_t n_blocks, size_t block_bytes) {
+    for (size_t i = 0; i < WIDE_PANELS * (size_t)n_blocks * block_bytes; i++)
+        panels[i] = (uint8_t)test_below(rng, 256);
+    for (int p = 0; p < WIDE_PANELS; p++)
+        for (int32_t b = 0, n; b < n_blocks; b += n, panels += (size_t)n * block_bytes) {
+            n = n_blocks - b < MOGE_PANEL_BLOCKS ? n_blocks - b : MOGE_PANEL_BLOCKS;
+            for (int i = 0; i < n * MOGE_PANEL_ROWS; i++)
+                panels[2 * i + 1] = (uint8_t)(0x20 | (panels[2 * i + 1] & 0x8f));
+        }
+}
+
+/* So wide and so many that levels which keep panels or activations near take them in parts. */
+static void wide_panels_are_the_same(void **state) {
+    (void)state;
+    struct test_rng rng = test_rng_init(11);
+    _Alignas(64) static uint8_t panels[WIDE_PANELS * WIDE_MAX / 32 * MOGE_PANEL_Q8_0_BYTES];
+    static int8_t q[WIDE_ROWS][WIDE_MAX];
+    static float d[WIDE_ROWS][WIDE_MAX / 32], x[WIDE_MAX];
+    static int32_t sum[WIDE_ROWS][WIDE_MAX / 32];
+    float values[2][WIDE_ROWS][8 * WIDE_PANELS], *out[2][WIDE_ROWS];
+    struct moge_qrow rows[WIDE_ROWS];
+    for (int r = 0; r < WIDE_ROWS; r++) {
+        for (int i = 0; i < WIDE_MAX; i++)
+            x[i] = test_float(&rng);
+        SCALAR->quantize(x, WIDE_MAX, q[r], d[r], sum[r]);
+        rows[r] = (struct moge_qrow){q[r], d[r], sum[r]};
+        out[0][r] = values[0][r], out[1][r] = values[1][r];
+    }
+    for (int type = 0; type < 2; type++)
+        for (int32_t n_in = WIDE_MAX; n_in > WIDE_MAX - 64; n_in -= 32) {
+            wide_fill(&rng, panels, n_in / 32,
+                      type ? MOGE_PANEL_Q4_0_BYTES : MOGE_PANEL_Q8_0_BYTES);
+            panels_slot(SCALAR, panel_types[type])(panels, WIDE_PANELS, n_in, rows, WIDE_ROWS,
+                                                   out[0]);
+            EACH_LEVEL(k) {
+                memset(values[1], 0x7f, sizeof values[1]);
+                panels_slot(k, panel_types[type])(panels, WIDE_PANELS, n_in, rows, WIDE_ROWS,
+                                                  out[1]);
+                assert_same(type ? "panels_q4_0" : "panels_q8_0", k, n_in, values[0], values[1],
+                            sizeof values[0]);
+            }
+        }
+}
+
 /* ---- the scalar table against double precision ---- */
 
 static void exp_is_right(void **state) {
@@ -519,6 +566,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(quantize_is_the_same_at_every_level),
         cmocka_unit_test(panels_are_right),
         cmocka_unit_test(panels_are_the_same_in_every_tile),
+        cmocka_unit_test(wide_panels_are_the_same),
         cmocka_unit_test(exp_is_right),
         cmocka_unit_test(softmax_is_right),
         cmocka_unit_test(rows_are_right),
