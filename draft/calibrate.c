@@ -9,36 +9,27 @@
  * The time is that of BUDGET_STEPS steps of one row, if the caller allows so much: a small model
  * starts at once.  The first step is not counted: its memory is new.
  *
- * Passes go over all kinds, cheapest first, so that a small budget tries the small ones, once; the
- * median of a kind counts, or the lower of two.  A kind that was never tried is expected to take
- * GROWTH times the one before it (twice is the most), and none is begun that would then end after
- * the budget.
+ * Kinds come cheapest first, so that a small budget measures the small ones.  The next is expected
+ * to take GROWTH times the one before it (twice is the most), and no trial is begun that would then
+ * end after the budget.  What was not tried often enough stays unknown: the policy will look there.
  *
  * A sequence has a page for itself and never fills it, so no page is ever taken for a known one.
  * The pager is not asked: nobody holds a page yet, and what is in a free page is nobody's. */
 #include "draft/draft_state.h"
 
 #include <stdbool.h>
-#include <stdlib.h>
 
 #include "moge/sample.h"
 #include "moge/splitmix.h"
 
-#define N_STEPS       7 /* 1, 2, 4 .. 64 rows */
-#define N_SEQS        (1 << (N_STEPS - 1))
-#define N_DRAFTS      4
-#define PASSES        3
-#define GROWTH        1.5
-#define SPREAD_OF_ONE 0.1 /* relative, of a single trial */
-#define BUDGET_STEPS  24
-#define STEPS_OF      0.8 /* of the budget; the rest is the drafter's, and what steps leave */
-#define SEQ_TOKENS    (MOGE_PAGE_TOKENS + MOGE_DRAFT_LEN_MAX + 1)
-
-/* Trials of one kind. */
-struct trials {
-    int n;
-    double ns[PASSES];
-};
+#define N_STEPS      7 /* 1, 2, 4 .. 64 rows */
+#define N_SEQS       (1 << (N_STEPS - 1))
+#define N_DRAFTS     4
+#define TRIALS       2
+#define GROWTH       1.5
+#define BUDGET_STEPS 48
+#define STEPS_OF     0.8 /* of the budget; the rest is the drafter's, and what steps leave */
+#define SEQ_TOKENS   (MOGE_PAGE_TOKENS + MOGE_DRAFT_LEN_MAX + 1)
 
 struct calibrator {
     struct moge_draft *draft;
@@ -125,60 +116,57 @@ static double kind_try(struct calibrator *c, bool drafting, int i) {
     return drafting ? draft_try(c, &draft_kinds[i]) : step_try(c, 1 << i);
 }
 
-/* Passes over n kinds until the time is up. */
-static void passes(struct calibrator *c, bool drafting, int64_t until_ns, int n,
-                   struct trials *trials) {
-    for (int pass = 0; pass < PASSES; pass++)
-        for (int i = 0; i < n; i++) {
-            double expected = trials[i].n > 0 ? trials[i].ns[0] : 0;
-            if (trials[i].n == 0 && i > 0)
-                expected = GROWTH * trials[i - 1].ns[0];
-            double ns = -1;
-            if ((double)c->draft->now_ns() + expected < (double)until_ns)
-                ns = kind_try(c, drafting, i);
-            if (ns <= 0) {
-                n = i;
-                break;
-            }
-            trials[i].ns[trials[i].n++] = ns;
-        }
+/* The least that a kind takes; false when the time is up before it is known, or it cannot be made.
+ * The first trial finds memory that is new, and other programs only ever make it longer. */
+static bool kind_measure(struct calibrator *c, bool drafting, int i, double until_ns,
+                         double expected_ns, double *out) {
+    double least_ns = expected_ns;
+    for (int n = 0; n < TRIALS; n++) {
+        if ((double)c->draft->now_ns() + least_ns >= until_ns)
+            return false;
+        double ns = kind_try(c, drafting, i);
+        if (ns <= 0)
+            return false;
+        least_ns = n == 0 || ns < least_ns ? ns : least_ns;
+    }
+    *out = least_ns;
+    return true;
 }
 
-static int by_size(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
+/* Returns the sizes that are known now. */
+static int steps_measure(struct calibrator *c, double until_ns, double one_ns) {
+    double ns, before_ns = one_ns;
+    int i = 0;
+    for (; i < N_STEPS; i++) {
+        if (!kind_measure(c, false, i, until_ns, i > 0 ? GROWTH * before_ns : one_ns, &ns))
+            break;
+        /* Twice the rows never take longer than two steps. */
+        before_ns = i > 0 && ns > 2 * before_ns ? 2 * before_ns : ns;
+        moge_policy_calibrate(c->draft->policy, 1 << i, before_ns);
+    }
+    return i;
 }
 
-static double median(struct trials *trials) {
-    qsort(trials->ns, (size_t)trials->n, sizeof *trials->ns, by_size);
-    return trials->ns[(trials->n - 1) / 2];
-}
-
-/* Of sorted trials. */
-static double spread(const struct trials *trials) {
-    return trials->n > 1 ? (trials->ns[trials->n - 1] / trials->ns[0] - 1) / 2 : SPREAD_OF_ONE;
+static void drafts_measure(struct calibrator *c, double until_ns) {
+    double ns = 0;
+    for (int i = 0; i < N_DRAFTS; i++) {
+        int32_t n_rounds = draft_kinds[i].len, n_rows = n_rounds * draft_kinds[i].n_seqs;
+        if (!kind_measure(c, true, i, until_ns, GROWTH * ns, &ns))
+            return;
+        for (int n = 0; n < TRIALS; n++)
+            moge_policy_drafted(c->draft->policy, n_rounds, n_rows, (int64_t)ns);
+    }
 }
 
 int moge_draft_calibrate(struct moge_draft *draft, const struct moge_calibration *with) {
     struct calibrator c;
-    struct trials steps[N_STEPS] = {0}, drafts[N_DRAFTS] = {0};
-    int64_t begin_ns = draft->now_ns();
-    int n_steps = 0;
+    double begin_ns = (double)draft->now_ns(), budget_ns = (double)with->budget_ns;
     calibrator_init(&c, draft, with);
-    double budget_ns = (double)with->budget_ns, one_ns = budget_ns > 0 ? step_try(&c, 1) : 0;
+    double one_ns = budget_ns > 0 ? step_try(&c, 1) : 0;
     budget_ns = BUDGET_STEPS * one_ns < budget_ns ? BUDGET_STEPS * one_ns : budget_ns;
-    passes(&c, false, begin_ns + (int64_t)(STEPS_OF * budget_ns), N_STEPS, steps);
-    for (; n_steps < N_STEPS && steps[n_steps].n > 0; n_steps++) {
-        double ns = median(&steps[n_steps]);
-        moge_policy_calibrate(draft->policy, 1 << n_steps, ns, spread(&steps[n_steps]));
-    }
+    int n_steps = steps_measure(&c, begin_ns + STEPS_OF * budget_ns, one_ns);
     if (n_steps > 0 && draft->drafter.ops)
-        passes(&c, true, begin_ns + (int64_t)budget_ns, N_DRAFTS, drafts);
-    for (int i = 0; i < N_DRAFTS; i++)
-        for (int n = drafts[i].n; n > 0; n--)
-            moge_policy_drafted(draft->policy, draft_kinds[i].len,
-                                draft_kinds[i].len * draft_kinds[i].n_seqs,
-                                (int64_t)median(&drafts[i]));
+        drafts_measure(&c, begin_ns + budget_ns);
     with->batch->n_spans = 0;
     return n_steps;
 }

@@ -15,10 +15,10 @@
 #define INSIDE_VAR   (0.1 * 0.1)
 #define OUTSIDE_VAR  (0.4 * 0.4)
 #define KNOT_VAR_MAX (0.15 * 0.15)
-/* How much trials at start leave open: of the common level (other programs, longer contexts), at
- * least of how sizes compare (other texts choose other experts), of how measurements scatter. */
+/* How much trials at start leave open: of the common level (other programs, longer contexts), of
+ * how sizes compare (other texts choose other experts), of how measurements scatter. */
 #define SEED_LEVEL_VAR (0.1 * 0.1)
-#define SEED_VAR_MIN   (0.05 * 0.05)
+#define SEED_VAR       (0.07 * 0.07)
 #define SEED_SPREAD    0.1
 /* How far measurements lie off the curve; at first, and at least. */
 #define SPREAD_BEGIN 0.2
@@ -215,7 +215,7 @@ void moge_step_cost_observe(struct moge_step_cost *cost, int32_t n_rows, double 
     knots_fit(cost);
 }
 
-void moge_step_cost_seed(struct moge_step_cost *cost, int32_t n_rows, double ns, double spread) {
+void moge_step_cost_seed(struct moge_step_cost *cost, int32_t n_rows, double ns) {
     double share;
     int i = knot_below(n_rows, &share);
     MOGE_ASSERT(share == 0 && ns > 0);
@@ -225,7 +225,7 @@ void moge_step_cost_seed(struct moge_step_cost *cost, int32_t n_rows, double ns,
     }
     cost->n_seen++;
     cost->knot[i] = log(ns) - cost->level;
-    cost->knot_var[i] = fmin(fmax(spread * spread, SEED_VAR_MIN), KNOT_VAR_MAX);
+    cost->knot_var[i] = SEED_VAR;
     knots_fit(cost);
 }
 

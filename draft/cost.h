@@ -30,9 +30,8 @@ struct moge_step_cost {
 
 void moge_step_cost_observe(struct moge_step_cost *cost, int32_t n_rows, double ns);
 
-/* Before anything is observed: what a step of n_rows (a knot's) took in trials, and how uncertain
- * that is, relative. */
-void moge_step_cost_seed(struct moge_step_cost *cost, int32_t n_rows, double ns, double spread);
+/* Before anything is observed: what a step of n_rows (a knot's) took in trials. */
+void moge_step_cost_seed(struct moge_step_cost *cost, int32_t n_rows, double ns);
 
 /* Expected time of a step; 0 as long as nothing was observed. */
 double moge_step_cost_ns(const struct moge_step_cost *cost, int32_t n_rows);

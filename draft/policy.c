@@ -513,13 +513,13 @@ void moge_policy_drafted(struct moge_policy *policy, int32_t n_rounds, int32_t n
     moge_guess_cost_observe(&policy->guess, n_rounds, n_rows, (double)ns);
 }
 
-void moge_policy_calibrate(struct moge_policy *policy, int32_t n_rows, double ns, double spread) {
+void moge_policy_calibrate(struct moge_policy *policy, int32_t n_rows, double ns) {
     if (n_rows == 1) {
         policy->step = (struct moge_step_cost){0};
         policy->guess = (struct moge_guess_cost){0};
         policy->probe_ns = PROBE_SAVED * ns;
     }
-    moge_step_cost_seed(&policy->step, n_rows, ns, spread);
+    moge_step_cost_seed(&policy->step, n_rows, ns);
 }
 
 void moge_policy_looked(struct moge_policy *policy, const struct moge_span *span,

@@ -55,10 +55,9 @@ void moge_policy_observe(struct moge_policy *policy, const struct moge_batch *ba
 /* Nobody was served so far: forgets what was right; costs stay known. */
 void moge_policy_restart(struct moge_policy *policy);
 
-/* What a step of n_rows took in trials at start, and how far these were apart (relative, one
- * standard deviation); the first is of 1 row and forgets all costs.
+/* What a step of n_rows took in trials at start; the first is of 1 row and forgets all costs.
  * Trials of the drafter follow, by moge_policy_drafted. */
-void moge_policy_calibrate(struct moge_policy *policy, int32_t n_rows, double ns, double spread);
+void moge_policy_calibrate(struct moge_policy *policy, int32_t n_rows, double ns);
 
 void moge_policy_forget(struct moge_policy *policy, int32_t slot);
 

@@ -76,7 +76,7 @@ static const struct option_row rows[] = {
     {"draft-len-max", KIND_COUNT, AT(draft_len_max), "16", 1, MOGE_DRAFT_LEN_MAX, NULL,
      "Most guesses at once."},
     {"calibrate", KIND_FLAG, AT(calibrate), "yes", 0, 0, NULL,
-     "Try at start how long steps of several sizes take: for the time of 24 steps, a fifth of "
+     "Try at start how long steps of several sizes take: for the time of 48 steps, a fifth of "
      "the loading time and a second at most.  no: the first requests tell."},
     GROUP("Listening"),
     {"listen", KIND_LIST, AT(listen), NULL, 0, 0, NULL,

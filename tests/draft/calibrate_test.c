@@ -112,7 +112,7 @@ static void near(double is, double should_ms) {
         fail_msg("%.3f ms instead of %.3f", is / MS, should_ms);
 }
 
-/* One trial in three is disturbed: medians do not see it. */
+/* One trial in three is disturbed: the least does not see it. */
 static void costs_are_known_at_once(void **state) {
     (void)state;
     struct moge_draft_stats stats;
@@ -138,7 +138,7 @@ static void the_budget_holds(void **state) {
         struct moge_draft_stats stats;
         struct moge_draft *draft = draft_new(SLOTS);
         int n = calibrate(draft, 100, budget_ms, &stats);
-        assert_true(n >= (budget_ms > 15) && n <= 7);
+        assert_true(n >= (budget_ms > 65) && n <= 7);
         /* The first two trials are made in any case, and the last may take a third longer. */
         double most_ms = budget_ms > BUDGET_STEPS * 12 ? BUDGET_STEPS * 12 : budget_ms;
         assert_true((double)clock_ns <= (most_ms > 24 ? 1.34 * most_ms : 24) * MS + 1);

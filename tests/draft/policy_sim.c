@@ -165,8 +165,7 @@ static void calibrate(struct sim *sim) {
     for (int32_t rows = 1; rows <= 64; rows *= 2) {
         double ns = seen(sim, step_ns(sim->world.table, rows));
         double again = seen(sim, step_ns(sim->world.table, rows));
-        double low = fmin(ns, again), high = fmax(ns, again);
-        moge_policy_calibrate(sim->draft->policy, rows, low, (high / low - 1) / 2);
+        moge_policy_calibrate(sim->draft->policy, rows, fmin(ns, again));
     }
     for (int pass = 0; pass < 2; pass++)
         for (int k = 1; k <= 4; k *= 2) {
