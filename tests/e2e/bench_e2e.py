@@ -33,7 +33,7 @@ class Bench(unittest.TestCase):
 
     def bench(self, *arguments, status=0, stdin=""):
         done = subprocess.run([daemon.MOGE, "bench", *arguments], input=stdin, text=True,
-                              capture_output=True, timeout=120)
+                              capture_output=True, timeout=300, preexec_fn=daemon.die_with_parent)
         self.assertEqual(done.returncode, status, done.stderr)
         return done.stdout if status == 0 else done.stderr
 

@@ -23,7 +23,7 @@ KEYS |= {f"{kind}_{metric}_ms" for metric in METRICS for kind in ("mean", "media
 
 def bench(address, *options, status=0):
     done = subprocess.run([daemon.MOGE, "bench", "serve", "--connect", address, *options], text=True,
-                          capture_output=True, timeout=300)
+                          capture_output=True, timeout=300, preexec_fn=daemon.die_with_parent)
     assert done.returncode == status, (done.returncode, done.stderr)
     return done
 
@@ -122,13 +122,13 @@ class BenchServe(unittest.TestCase):
     def test_an_interrupted_run_leaves_nothing(self):
         run = subprocess.Popen([daemon.MOGE, "bench", "serve", "--connect", self.address, "--rate", "inf",
                                 "--requests", "60", "--output-len", "500"], stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
-        while self.stub.GetStats(pb.GetStatsRequest(), timeout=10).running == 0:
+                               stderr=subprocess.PIPE, preexec_fn=daemon.die_with_parent)
+        while self.stub.GetStats(pb.GetStatsRequest(), timeout=10).running == 0 and run.poll() is None:
             time.sleep(0.01)
         run.send_signal(signal.SIGINT)
-        out, err = run.communicate(timeout=60)
+        out, err = run.communicate(timeout=daemon.HOPELESS_S)
         self.assertEqual((run.returncode, out), (130, b""), err)
-        end = time.monotonic() + 30
+        end = time.monotonic() + daemon.HOPELESS_S
         while True:
             stats = self.stub.GetStats(pb.GetStatsRequest(), timeout=10)
             if (stats.running, stats.waiting, stats.pages.used) == (0, 0, 0):

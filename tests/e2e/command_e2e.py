@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import tempfile
-import time
 import unittest
 
 import daemon
@@ -20,6 +19,10 @@ class Command(unittest.TestCase):
     @classmethod
     def tearDownClass(cls):
         cls.daemon.__exit__()
+
+    def setUp(self):
+        if daemon.UNDER_TSAN and self._testMethodName not in ("test_demo", "test_interrupt_cancels"):
+            self.skipTest("this command has one thread, and the daemon has met such streams elsewhere")
 
     def moge(self, *arguments, status=0, stdin="", address=None):
         connect = ["--connect", address or self.daemon.address]
@@ -130,7 +133,7 @@ class Command(unittest.TestCase):
             stderr=subprocess.PIPE, preexec_fn=daemon.die_with_parent)
         process.stdout.read(1)
         process.send_signal(signal.SIGINT)
-        rest, said = process.communicate(timeout=20)
+        rest, said = process.communicate(timeout=daemon.HOPELESS_S)
         self.assertIn(process.returncode, (0, 130), said)  # 0: it was done before the signal came
         if process.returncode == 130:
             self.assertIn(b"cancelled", said)
@@ -141,7 +144,7 @@ class Command(unittest.TestCase):
              "--max-tokens", "480"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
             preexec_fn=daemon.die_with_parent)
         process.stdout.close()
-        self.assertNotEqual(process.wait(timeout=20), 0)
+        self.assertNotEqual(process.wait(timeout=daemon.HOPELESS_S), 0)
 
     def test_info(self):
         said = self.moge("info")
@@ -149,13 +152,11 @@ class Command(unittest.TestCase):
             self.assertIn(word, said)
 
     def test_demo(self):
-        begin = time.monotonic()
         said = self.moge("demo", "--streams", "3", "--rounds", "2", "--max-tokens", "60")
         self.assertIn("the bytes are the same: ", said)
         # auto may well find that guessing does not pay on so small a model.
         self.assertRegex(said, "guesses accepted|no guesses were offered")
         self.assertNotIn("\033", said, "escapes though standard output is no terminal")
-        self.assertLess(time.monotonic() - begin, 100)
         self.moge("demo", "--streams", "17", status=2)
 
 

@@ -197,7 +197,7 @@ try {
   client.close();
 } finally {
   child.kill('SIGTERM');
-  const code = await Promise.race([child.ended, sleep(30000).then(() => 'did not end')]);
+  const code = await Promise.race([child.ended, sleep(100000).then(() => 'did not end')]);
   if (code !== 0) {
     failed++;
     console.log(`FAILED  moged's end: ${code}\n${child.log}`);

@@ -38,7 +38,7 @@ class Stats(unittest.TestCase):
     @classmethod
     def settled(cls):
         """A step's tokens go out before its snapshot is published: waits for one without requests."""
-        end = time.monotonic() + 30
+        end = time.monotonic() + daemon.HOPELESS_S
         while True:
             stats = cls.stub.GetStats(pb.GetStatsRequest(with_prometheus=True), timeout=10)
             if (stats.running, stats.waiting) == (0, 0):
@@ -47,7 +47,8 @@ class Stats(unittest.TestCase):
             time.sleep(0.01)
 
     def command(self, *options):
-        return subprocess.run([daemon.MOGE, "stats", *options], capture_output=True, text=True, timeout=60)
+        return subprocess.run([daemon.MOGE, "stats", *options], capture_output=True, text=True, timeout=60,
+                              preexec_fn=daemon.die_with_parent)
 
     def test_the_numbers_add_up(self):
         stats = self.after_16
@@ -116,7 +117,7 @@ class Stats(unittest.TestCase):
         call = self.stub.Generate(request)
         next(call)
         call.cancel()
-        end = time.monotonic() + 30
+        end = time.monotonic() + daemon.HOPELESS_S
         while True:
             stats = self.stub.GetStats(pb.GetStatsRequest(), timeout=10)
             if (stats.running, stats.pages.used) == (0, 0):

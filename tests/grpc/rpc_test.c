@@ -17,7 +17,7 @@
 
 enum behaviour { ORDINARY, FAILING, SILENT, ENDLESS, LEISURELY, HELD };
 
-#define STALL_US   400000
+#define STALL_US   1000000
 #define LARGE_TEXT 500
 
 /* ---- the made-up engine ---- */
@@ -189,9 +189,14 @@ struct stream {
     size_t text_len;
     int32_t n_output;
     int cancel_after; /* messages; 0: never */
-    int64_t sleep_us; /* in the first message */
+    bool stalls; /* takes no second message until the server has had enough of it */
     atomic_bool cancelled, begun;
 };
+
+static void stall(void) {
+    for (int i = 0; i < 20000 && !fixture.metrics.request_stalled_total; i++)
+        usleep(1000);
+}
 
 static int on_message(void *arg, const void *data, size_t len, struct moge_err *err) {
     (void)err;
@@ -207,8 +212,8 @@ static int on_message(void *arg, const void *data, size_t len, struct moge_err *
         s->n_output = r->finish->usage->output_tokens;
     }
     moge__v1__generate_response__free_unpacked(r, NULL);
-    if (++s->n_messages == 1 && s->sleep_us)
-        usleep((useconds_t)s->sleep_us);
+    if (++s->n_messages == 1 && s->stalls)
+        stall();
     s->begun = true;
     if (s->n_messages == s->cancel_after)
         s->cancelled = true;
@@ -350,7 +355,7 @@ static void *slow_main(void *arg) {
 /* A reader that stops reading: its stream ends after the stall time, and others do not notice. */
 static void test_a_stalled_reader_stalls_alone(void **state) {
     (void)state;
-    struct stream slow = {.sleep_us = 6 * STALL_US};
+    struct stream slow = {.stalls = true};
     pthread_t thread;
     pthread_create(&thread, NULL, slow_main, &slow);
     while (!fixture.metrics.request_stalled_total && !slow.begun) {
@@ -490,7 +495,7 @@ static void test_latecomers_are_told(void **state) {
     int n_told = 0;
     for (int i = 0; i < 5; i++) {
         struct stream late = {0};
-        n_told += generate(&late, ORDINARY, 5, 5000000) == MOGE_IO && /* UNAVAILABLE */
+        n_told += generate(&late, ORDINARY, 5, 20000000) == MOGE_IO && /* UNAVAILABLE */
                   strstr(late.err.text, "takes no new requests");
     }
     held = false;
