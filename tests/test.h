@@ -6,6 +6,7 @@
 
 #include <stdarg.h>
 #include <setjmp.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -14,6 +15,22 @@
 #include <cmocka.h>
 
 #include "moge/err.h"
+
+/* The longer suites. */
+static inline bool test_long(void) {
+    const char *text = getenv("MOGE_LONG");
+    return text && atoi(text) > 0;
+}
+
+/* Tests of many tries do a share of them under a sanitizer: it takes 5 to 20 times as long, and
+ * looks for what a share already meets, while bytes are compared by the plain build. */
+#if defined __SANITIZE_THREAD__
+#define TEST_SHARE 7
+#elif defined __SANITIZE_ADDRESS__
+#define TEST_SHARE 4
+#else
+#define TEST_SHARE 1
+#endif
 
 struct test_rng {
     uint64_t state;

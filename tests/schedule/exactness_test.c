@@ -243,19 +243,10 @@ static uint64_t seed_of_run(void) {
     return seed ? strtoull(seed, NULL, 10) : 1;
 }
 
-/* The thread sanitizer looks for races, not for bytes, and takes twenty times as long: a share of
- * the ways meets the same code. */
-#ifdef __SANITIZE_THREAD__
-#define SHARE 7
-#else
-#define SHARE 1
-#endif
-
 static void check_models(const struct models *models, int32_t n_ways, int64_t n_tokens_min) {
-    const char *text = getenv("MOGE_LONG");
-    int32_t n_rounds = text && atoi(text) > 0 ? 10 : 1;
-    n_ways /= SHARE;
-    n_tokens_min /= SHARE == 1 ? 1 : 2 * SHARE;
+    int32_t n_rounds = test_long() ? 10 : 1;
+    n_ways /= TEST_SHARE;
+    n_tokens_min /= TEST_SHARE == 1 ? 1 : 2 * TEST_SHARE;
     n_tokens_compared = n_offered = n_accepted = n_cached = n_scores_compared = 0;
     for (int32_t round = 0; round < n_rounds; round++) {
         uint64_t seed = seed_of_run() + (uint64_t)round;
@@ -273,7 +264,7 @@ static void check_models(const struct models *models, int32_t n_ways, int64_t n_
                   (long long)n_offered, (long long)n_accepted, (long long)n_cached);
     assert_true(n_scores_compared > n_tokens_min / 20);
     assert_true(n_tokens_compared >= n_tokens_min && n_cached > 0);
-    if (SHARE > 1) /* a few ways may all have had the random drafter */
+    if (TEST_SHARE > 1) /* a few ways may all have had the random drafter */
         return;
     assert_true(n_cached > n_tokens_compared / 40);
     assert_true(n_accepted > n_tokens_compared / 20 && n_offered > n_accepted);
@@ -364,7 +355,7 @@ static void preemption_at_every_step(void **state) {
         config.n_specs = 6;
         config.seed = 3;
         do {
-            config.preempt_at += SHARE;
+            config.preempt_at += TEST_SHARE;
             if (differences(&models, &config, true) > 0)
                 fail_msg("output differs after a preemption before step %d", config.preempt_at);
             n_runs++;
@@ -441,7 +432,7 @@ static void samples_are_requests_of_their_own(void **state) {
     config.n_specs = 2 * SAMPLES;
     config.seed = 3;
     do {
-        config.preempt_at += SHARE;
+        config.preempt_at += TEST_SHARE;
         if (differences(&models, &config, true) > 0)
             fail_msg("a sample differs after a preemption before step %d", config.preempt_at);
     } while (config.preempt_at < n_steps_run);

@@ -554,18 +554,17 @@ static int slices_run(void) {
 }
 
 int main(int argc, char **argv) {
-    const char *text = getenv("MOGE_LONG");
     if (argc > 1)
         n_seeds = strtoull(argv[1], NULL, 10);
     if (argc > 2)
         first_seed = strtoull(argv[2], NULL, 10);
-    if (argc == 1 && text && atoi(text) > 0 && slices_run())
+    if (argc == 1 && test_long() && slices_run())
         return 1;
     const struct CMUnitTest tests[] = {cmocka_unit_test_teardown(seeded_lives, seed_tell),
                                        cmocka_unit_test(failed_forward_is_told_and_survived),
                                        cmocka_unit_test(abort_ends_waiting_and_running),
                                        cmocka_unit_test(too_small_a_cache_is_refused)};
     if (argc == 1)
-        n_seeds = 2000;
+        n_seeds = 2000 / TEST_SHARE;
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
