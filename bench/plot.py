@@ -80,18 +80,27 @@ def panel(x0, title, unit, series, value):
             yield f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>'
 
 
+def frame(n_panels, height):
+    """What a picture of panels side by side begins with."""
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="{n_panels * WIDTH}" height="{height}" '
+            f'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>')
+
+
+def legend(x, y, colour, name, dash=""):
+    """A line of the legend."""
+    return (f'<line x1="{x}" x2="{x + 28}" y1="{y}" y2="{y}" stroke="{colour}" '
+            f'stroke-width="3"{dash}/><text x="{x + 36}" y="{y + 4}">{escape(name)}</text>')
+
+
 def draw(series, work):
-    height = TOP + HEIGHT + BOTTOM + LEGEND * len(series) + 10
-    yield (f'<svg xmlns="http://www.w3.org/2000/svg" width="{2 * WIDTH}" height="{height}" '
-           f'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>')
+    yield frame(2, TOP + HEIGHT + BOTTOM + LEGEND * len(series) + 10)
     kind = {"verify": "rows of one sequence", "batch": "sequences together"}.get(work, work)
     yield from panel(0, f"throughput, {kind}", "tokens/s", series, lambda n, ms: n / ms * 1e3)
     yield from panel(WIDTH, f"cost per row, {kind}", "ms per row", series, lambda n, ms: ms / n)
     for i, name in enumerate(series):
         y, colour = TOP + HEIGHT + BOTTOM + LEGEND * i + 10, COLOURS[i % len(COLOURS)]
         dash = ' stroke-dasharray="6 3"' if name.startswith("llama.cpp") else ""
-        yield (f'<line x1="{LEFT}" x2="{LEFT + 28}" y1="{y}" y2="{y}" stroke="{colour}" '
-               f'stroke-width="3"{dash}/><text x="{LEFT + 36}" y="{y + 4}">{escape(name)}</text>')
+        yield legend(LEFT, y, colour, name, dash)
     yield "</svg>"
 
 

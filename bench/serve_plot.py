@@ -10,9 +10,8 @@ the standard library is needed."""
 import argparse
 import json
 
-from xml.sax.saxutils import escape
 
-from plot import COLOURS, HEIGHT, LEFT, LEGEND, TOP, WIDTH, axes, nice_ticks
+from plot import COLOURS, HEIGHT, LEFT, LEGEND, TOP, WIDTH, axes, frame, legend, nice_ticks
 
 BOTTOM = 56
 DASHES = {"p50": "", "p90": ' stroke-dasharray="6 3"', "p99": ' stroke-dasharray="2 3"'}
@@ -57,9 +56,7 @@ def panel(x0, title, unit, axis, series, keys):
 
 
 def draw(series, axis):
-    height = TOP + HEIGHT + BOTTOM + LEGEND * len(series) + 10
-    yield (f'<svg xmlns="http://www.w3.org/2000/svg" width="{3 * WIDTH}" height="{height}" '
-           f'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>')
+    yield frame(3, TOP + HEIGHT + BOTTOM + LEGEND * len(series) + 10)
     for i, (metric, title) in enumerate((("ttft", "time to the first token: p50, p90, p99"),
                                          ("tpot", "time per output token: p50, p90, p99"))):
         keys = {f"{kind}_{metric}_ms": dash for kind, dash in DASHES.items()}
@@ -67,8 +64,7 @@ def draw(series, axis):
     yield from panel(2 * WIDTH, "output", "tokens/s", axis, series, {"output_throughput": ""})
     for i, name in enumerate(series):
         y = TOP + HEIGHT + BOTTOM + LEGEND * i + 10
-        yield (f'<line x1="{LEFT}" x2="{LEFT + 28}" y1="{y}" y2="{y}" stroke="{COLOURS[i % len(COLOURS)]}" '
-               f'stroke-width="3"/><text x="{LEFT + 36}" y="{y + 4}">{escape(name)}</text>')
+        yield legend(LEFT, y, COLOURS[i % len(COLOURS)], name)
     yield "</svg>"
 
 

@@ -11,7 +11,7 @@ import sys
 from xml.sax.saxutils import escape
 
 import record
-from plot import COLOURS, HEIGHT, LEFT, LEGEND, TOP, WIDTH, axes, nice_ticks
+from plot import COLOURS, HEIGHT, LEFT, LEGEND, TOP, WIDTH, axes, frame, legend, nice_ticks
 
 BOTTOM = 56
 FIELDS = ["machine", "commit", "isa", "threads", "model", "weights", "drafter", "acceptance", "draft_cost", "temperature", "batch",
@@ -57,15 +57,11 @@ def panel(x0, title, batches):
 
 
 def draw(panels):
-    height = TOP + HEIGHT + BOTTOM + LEGEND + 10
-    yield (f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * len(panels)}" height="{height}" '
-           f'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" fill="white"/>')
+    yield frame(len(panels), TOP + HEIGHT + BOTTOM + LEGEND + 10)
     for i, (title, batches) in enumerate(panels.items()):
         yield from panel(WIDTH * i, title, batches)
     for i, name in enumerate(("off", "auto", "best fixed")):
-        x, y = LEFT + 120 * i, TOP + HEIGHT + BOTTOM + 10
-        yield (f'<line x1="{x}" x2="{x + 28}" y1="{y}" y2="{y}" stroke="{COLOURS[i]}" stroke-width="3"/>'
-               f'<text x="{x + 36}" y="{y + 4}">{name}</text>')
+        yield legend(LEFT + 120 * i, TOP + HEIGHT + BOTTOM + 10, COLOURS[i], name)
     yield "</svg>"
 
 
