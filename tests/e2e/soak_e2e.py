@@ -167,7 +167,7 @@ class Soak(unittest.TestCase):
         print(f"at most {most} calls at once; heap {heaps}; {after.engine.steps} steps, {after.engine.tokens} tokens;",
               {name: value for name, value in counters.items() if value and name.startswith(("request", "num"))})
         # The thread sanitizer makes a daemon so slow that streams end at their deadlines.
-        self.assertGreater(max(most), 40 if "TSAN_OPTIONS" in os.environ else 180)
+        self.assertGreater(max(most), 40 if daemon.UNDER_TSAN else 180)
         self.assertEqual(counters["request_error_total"] + counters["request_stalled_total"], 0)
         for kind in ("cancelled", "success_length", "success_stop"):
             self.assertGreater(counters[f"request_{kind}_total"], 0, kind)
