@@ -18,7 +18,6 @@
 #define WARM_UP_TOKENS   4
 #define WARM_UP_STEPS    64 /* far more than it takes */
 #define CALIBRATE_SHARE  5  /* a start may take longer by one part in so many */
-#define CALIBRATE_MAX_NS 1000000000
 
 #define EMBEDDED_TARGET "moge-embedded-target.gguf"
 #define EMBEDDED_DRAFT  "moge-embedded-draft.gguf"
@@ -421,8 +420,8 @@ static void calibrate(struct moge_boot *boot, int32_t n_pages, int64_t loading_n
     moge_draft_restart(boot->draft);
     if (!boot->config->calibrate)
         return;
-    if (with.budget_ns > CALIBRATE_MAX_NS)
-        with.budget_ns = CALIBRATE_MAX_NS;
+    if (with.budget_ns > MOGE_CALIBRATION_MAX_NS)
+        with.budget_ns = MOGE_CALIBRATION_MAX_NS;
     int n = moge_draft_calibrate(boot->draft, &with);
     moge_draft_stats(boot->draft, &costs);
     if (n > 0)

@@ -12,8 +12,7 @@
 #include "tools/clock.h"
 #include "tools/quantile.h"
 
-#define WARM_STEPS   8
-#define CALIBRATE_NS 1000000000 /* as a daemon takes at most */
+#define WARM_STEPS 8
 
 static size_t stride_of(const struct spec_bench *bench) {
     return (size_t)bench->n_context + MOGE_DRAFT_LEN_MAX + 1;
@@ -284,7 +283,7 @@ static void calibrate(struct spec_bench *bench) {
                                     .accept = bench->accept,
                                     .batch = &bench->batch,
                                     .n_pages = moge_kv_pages_for(bench->n_context) * bench->n_seqs,
-                                    .budget_ns = CALIBRATE_NS};
+                                    .budget_ns = MOGE_CALIBRATION_MAX_NS};
     moge_draft_calibrate(bench->adaptive, &with);
 }
 

@@ -95,6 +95,8 @@ void moge_draft_forget(struct moge_draft *draft, int32_t slot);
  * What things cost stays known. */
 void moge_draft_restart(struct moge_draft *draft);
 
+#define MOGE_CALIBRATION_MAX_NS 1000000000 /* the most that anybody gives it */
+
 /* What a calibration may use.  Nobody holds a page or expects anything in it. */
 struct moge_calibration {
     struct moge_engine *engine;
