@@ -67,64 +67,6 @@ size_t moge_matrix_bytes(enum moge_type type, int32_t n_out, int32_t n_in) {
     return (rows + MOGE_PANEL_ROWS - 1) / MOGE_PANEL_ROWS * panel_bytes(type, n_in);
 }
 
-/* Quads k of n_rows blocks, one of each row, side by side.  Byte i of a Q4_0 block holds columns i
- * and i + 16, which is what a pair of quads (k, k + 4) wants: both types are copied alike. */
-static void pack_quads(const uint8_t *blocks, size_t row_bytes, int n_rows, int n_quads,
-                       uint8_t *quads) {
-    for (int k = 0; k < n_quads; k++)
-        for (int j = 0; j < n_rows; j++)
-            memcpy(quads + (k * MOGE_PANEL_ROWS + j) * 4,
-                   blocks + (size_t)j * row_bytes + sizeof(uint16_t) + 4 * k, 4);
-}
-
-/* A panel from n_rows rows of n_blocks GGUF blocks (drawn in kernels/quant.c). */
-static void pack_panel(enum moge_type type, const uint8_t *rows, int n_rows, int32_t n_blocks,
-                       uint8_t *panel) {
-    const size_t scale_bytes = MOGE_PANEL_ROWS * sizeof(uint16_t);
-    const size_t stored =
-        (type == MOGE_TYPE_Q8_0 ? sizeof(struct moge_block_q8_0) : sizeof(struct moge_block_q4_0));
-    const size_t quad_bytes = MOGE_PANEL_ROWS * (stored - sizeof(uint16_t));
-    const size_t row_bytes = (size_t)n_blocks * stored;
-    for (int32_t first = 0; first < n_blocks; first += MOGE_PANEL_BLOCKS) {
-        int32_t left = n_blocks - first, n = left < MOGE_PANEL_BLOCKS ? left : MOGE_PANEL_BLOCKS;
-        uint8_t *scales = panel, *quads = panel + (size_t)n * scale_bytes;
-        for (int32_t i = 0; i < n; i++, rows += stored) {
-            for (int j = 0; j < n_rows; j++, scales += sizeof(uint16_t)) /* blocks begin with d */
-                memcpy(scales, rows + (size_t)j * row_bytes, sizeof(uint16_t));
-            scales += (size_t)(MOGE_PANEL_ROWS - n_rows) * sizeof(uint16_t);
-            if (n_rows == MOGE_PANEL_ROWS)
-                pack_quads(rows, row_bytes, MOGE_PANEL_ROWS,
-                           type == MOGE_TYPE_Q8_0 ? MOGE_QBLOCK / 4 : MOGE_QBLOCK / 8, quads);
-            else
-                pack_quads(rows, row_bytes, n_rows, (int)quad_bytes / (4 * MOGE_PANEL_ROWS), quads);
-            quads += quad_bytes;
-        }
-        panel = quads;
-    }
-}
-
-void moge_matrix_pack(enum moge_type type, const void *source, int32_t n_out, int32_t n_in,
-                      int32_t begin, int32_t end, void *target) {
-    MOGE_ASSERT(0 <= begin && begin <= end && end <= n_out);
-    if (!is_panel(type)) {
-        size_t row_bytes = (size_t)n_in * float_bytes(type), at = (size_t)begin * row_bytes;
-        memcpy((uint8_t *)target + at, (const uint8_t *)source + at,
-               (size_t)(end - begin) * row_bytes);
-        return;
-    }
-    MOGE_ASSERT(n_in % MOGE_QBLOCK == 0 && begin % MOGE_PANEL_ROWS == 0);
-    MOGE_ASSERT(end % MOGE_PANEL_ROWS == 0 || end == n_out);
-    int32_t n_blocks = n_in / MOGE_QBLOCK;
-    size_t bytes = panel_bytes(type, n_in), row_bytes = bytes / MOGE_PANEL_ROWS;
-    for (int32_t row = begin; row < end; row += MOGE_PANEL_ROWS) {
-        uint8_t *panel = (uint8_t *)target + (size_t)(row / MOGE_PANEL_ROWS) * bytes;
-        if (end - row < MOGE_PANEL_ROWS)
-            memset(panel, 0, bytes); /* rows past the end: scale 0 */
-        pack_panel(type, (const uint8_t *)source + (size_t)row * row_bytes,
-                   end - row < MOGE_PANEL_ROWS ? end - row : MOGE_PANEL_ROWS, n_blocks, panel);
-    }
-}
-
 int32_t moge_gemm_grain(enum moge_type type) {
     return is_panel(type) ? MOGE_PANEL_ROWS : BLAS_OUT;
 }

@@ -38,12 +38,6 @@ void moge_act_quantize(struct moge_act *act, const struct moge_kernels *kernels,
 /* Bytes of packed storage for an n_out x n_in matrix of this type (float types: as stored). */
 size_t moge_matrix_bytes(enum moge_type type, int32_t n_out, int32_t n_in);
 
-/* Rewrites rows as GGUF stores them into packed form at `target` (64-byte aligned).  Rows
- * begin..end of the matrix only, both multiples of MOGE_PANEL_ROWS or the end: the loader packs in
- * parallel. */
-void moge_matrix_pack(enum moge_type type, const void *source, int32_t n_out, int32_t n_in,
-                      int32_t begin, int32_t end, void *target);
-
 /* Outputs are computed in units of this many; ranges handed to moge_gemm begin at a multiple of it.
  */
 int32_t moge_gemm_grain(enum moge_type type);

@@ -16,6 +16,7 @@
 
 #define LOAD_THREADS_MAX 8
 #define UNIT_BYTES       (256 << 10) /* of a matrix, about, read and packed at a time */
+#define SPAN_UNITS_MAX   64          /* taken by one thread at a time */
 
 enum { NO_MEMORY = -1, UNREADABLE = -2, CANCELLED = -3 }; /* why filling failed, beside jobs */
 
@@ -24,6 +25,7 @@ struct filling {
     int32_t n_in_max;
     size_t unit_bytes_max;
     uint64_t bytes_all;
+    size_t n_units, span_units;
     atomic_size_t next; /* unit to be taken next */
     atomic_ullong bytes_done;
     atomic_int failed; /* a job whose values cannot be used, plus 1; or why; 0: it did not */
@@ -78,6 +80,22 @@ static unsigned char *packed_at(const struct moge_matrix *m, int32_t row) {
     return (unsigned char *)(uintptr_t)m->data + (size_t)(row / MOGE_PANEL_ROWS) * panel;
 }
 
+/* n rows of the matrix's own type, to row `begin` of it.  Scales are looked at where they then
+ * stand together. */
+static bool rows_put(const struct moge_matrix *m, const unsigned char *rows, int32_t begin,
+                     int32_t n) {
+    unsigned char *target = packed_at(m, begin);
+    const struct moge_type_traits *traits = moge_type_traits(m->type);
+    size_t n_blocks = (size_t)n * (size_t)m->n_in / (size_t)traits->block_values;
+    if (traits->block_values == 1) {
+        memcpy(target, rows, n_blocks * (size_t)traits->block_bytes);
+        return stored_finite(m->type, rows, n_blocks);
+    }
+    moge_panels_pack(m->type, rows, n, m->n_in, target);
+    return moge_panels_finite(m->type, target, m->n_in,
+                              (n + MOGE_PANEL_ROWS - 1) / MOGE_PANEL_ROWS);
+}
+
 /* n rows (at most a panel of them) by way of f32, to row `begin` of the matrix. */
 static bool rows_convert(const struct moge_pack_job *job, const unsigned char *source,
                          int32_t begin, int32_t n, const struct scratch *scratch) {
@@ -92,15 +110,8 @@ static bool rows_convert(const struct moge_pack_job *job, const unsigned char *s
     from->to_f32(source, scratch->wide, n_values);
     if (!values_finite(scratch->wide, n_values))
         return false;
-    if (m->type == MOGE_TYPE_F32) {
-        memcpy(packed_at(m, begin), scratch->wide, n_values * sizeof *scratch->wide);
-        return true;
-    }
-    to->from_f32(scratch->wide, scratch->rows, n_values);
-    if (!stored_finite(m->type, scratch->rows, n_values / (size_t)to->block_values))
-        return false; /* a scale beyond f16 */
-    moge_matrix_pack(m->type, scratch->rows, n, m->n_in, 0, n, packed_at(m, begin));
-    return true;
+    to->from_f32(scratch->wide, scratch->rows, n_values); /* a scale may be beyond f16 */
+    return rows_put(m, scratch->rows, begin, n);
 }
 
 /* Rows begin..end of one matrix, begin a multiple of MOGE_PANEL_ROWS, from `source`, a copy
@@ -108,24 +119,23 @@ static bool rows_convert(const struct moge_pack_job *job, const unsigned char *s
 static bool job_run(const struct moge_pack_job *job, const unsigned char *source, int32_t begin,
                     int32_t end, const struct scratch *scratch) {
     const struct moge_matrix *m = job->matrix;
+    bool is_panel = moge_type_is_panel(job->stored), finite = true;
     int32_t n = end - begin;
-    if (moge_type_plain(job->stored) == m->type) {
-        bool is_panel = moge_type_is_panel(job->stored);
-        size_t block = (size_t)moge_type_traits(job->stored)->block_bytes;
-        if (is_panel ? !moge_panels_finite(m->type, source, m->n_in, n / MOGE_PANEL_ROWS)
-                     : !stored_finite(m->type, source, (size_t)n * row_bytes(job) / block))
-            return false;
-        if (!job->in_place && is_panel)
-            memcpy(packed_at(m, begin), source, (size_t)n * row_bytes(job));
-        else if (!job->in_place)
-            moge_matrix_pack(m->type, source, n, m->n_in, 0, n, packed_at(m, begin));
-        return true;
+    size_t bytes = (size_t)n * row_bytes(job);
+    if (moge_type_plain(job->stored) != m->type) {
+        for (int32_t row = begin; row < end && finite; row += MOGE_PANEL_ROWS)
+            finite =
+                rows_convert(job, source + (size_t)(row - begin) * row_bytes(job), row,
+                             end - row < MOGE_PANEL_ROWS ? end - row : MOGE_PANEL_ROWS, scratch);
+        return finite;
     }
-    for (int32_t row = begin; row < end; row += MOGE_PANEL_ROWS)
-        if (!rows_convert(job, source + (size_t)(row - begin) * row_bytes(job), row,
-                          end - row < MOGE_PANEL_ROWS ? end - row : MOGE_PANEL_ROWS, scratch))
-            return false;
-    return true;
+    if (!job->in_place && !is_panel)
+        return rows_put(m, source, begin, n);
+    if (!job->in_place)
+        memcpy(packed_at(m, begin), source, bytes);
+    return is_panel ? moge_panels_finite(m->type, source, m->n_in, n / MOGE_PANEL_ROWS)
+                    : stored_finite(m->type, source,
+                                    bytes / (size_t)moge_type_traits(job->stored)->block_bytes);
 }
 
 /* Maps the pages of a matrix that is used where it lies, many at a time: each would otherwise be a
@@ -158,29 +168,38 @@ static bool progress_tell(const struct moge_loader *loader, double done) {
     return !options->progress || options->progress(options->progress_arg, done);
 }
 
-/* Units are taken by whoever is free, in order: a thread that the machine has no time for delays
- * nobody. */
+/* Unit `unit` of job i, counted from the job's first. */
+static void unit_run(struct filling *filling, size_t i, size_t unit, bool reports,
+                     const struct scratch *scratch) {
+    const struct moge_loader *loader = filling->loader;
+    const struct moge_pack_job *job = &loader->jobs[i];
+    int32_t n = unit_rows(job), begin = (int32_t)unit * n;
+    int32_t left = job->matrix->n_out - begin, end = begin + (left < n ? left : n);
+    bool readable = source_take(filling, job, begin, end, scratch);
+    if (!readable || !job_run(job, scratch->unit, begin, end, scratch)) {
+        atomic_store(&filling->failed, readable ? (int)i + 1 : UNREADABLE);
+        return;
+    }
+    uint64_t bytes = (uint64_t)(end - begin) * row_bytes(job);
+    uint64_t done = atomic_fetch_add(&filling->bytes_done, bytes) + bytes;
+    if (reports && !progress_tell(loader, (double)done / (double)filling->bytes_all))
+        atomic_store(&filling->failed, CANCELLED);
+}
+
+/* Spans of units are taken by whoever is free, in order: a thread that the machine has no time for
+ * delays nobody.  They are long because two threads that write to one huge page for the first time
+ * both clear it, and one of them in vain. */
 static void units_run(struct filling *filling, bool reports, const struct scratch *scratch) {
     const struct moge_loader *loader = filling->loader;
-    size_t i = 0, first_unit = 0; /* the job that the unit is of, and its first */
-    while (atomic_load(&filling->failed) == 0) {
-        size_t unit = atomic_fetch_add(&filling->next, 1);
-        while (i < loader->n_jobs && unit - first_unit >= units_of(&loader->jobs[i]))
-            first_unit += units_of(&loader->jobs[i++]);
-        if (i == loader->n_jobs)
-            return;
-        const struct moge_pack_job *job = &loader->jobs[i];
-        int32_t n = unit_rows(job), begin = (int32_t)(unit - first_unit) * n;
-        int32_t left = job->matrix->n_out - begin, end = begin + (left < n ? left : n);
-        bool readable = source_take(filling, job, begin, end, scratch);
-        if (!readable || !job_run(job, scratch->unit, begin, end, scratch)) {
-            atomic_store(&filling->failed, readable ? (int)i + 1 : UNREADABLE);
-            return;
+    size_t i = 0, first_unit = 0, unit; /* the job that the unit is of, and its first */
+    while ((unit = atomic_fetch_add(&filling->next, filling->span_units)) < filling->n_units) {
+        size_t left = filling->n_units - unit;
+        size_t end = unit + (left < filling->span_units ? left : filling->span_units);
+        for (; unit < end && atomic_load(&filling->failed) == 0; unit++) {
+            while (unit - first_unit >= units_of(&loader->jobs[i]))
+                first_unit += units_of(&loader->jobs[i++]);
+            unit_run(filling, i, unit - first_unit, reports, scratch);
         }
-        uint64_t bytes = (uint64_t)(end - begin) * row_bytes(job);
-        uint64_t done = atomic_fetch_add(&filling->bytes_done, bytes) + bytes;
-        if (reports && !progress_tell(loader, (double)done / (double)filling->bytes_all))
-            atomic_store(&filling->failed, CANCELLED);
     }
 }
 
@@ -234,12 +253,15 @@ int moge_model_fill(struct moge_loader *loader) {
     for (size_t i = 0; i < loader->n_jobs; i++) {
         const struct moge_pack_job *job = &loader->jobs[i];
         filling.bytes_all += job->source_bytes;
+        filling.n_units += units_of(job);
         size_t unit = (size_t)unit_rows(job) * row_bytes(job);
         if (unit > filling.unit_bytes_max)
             filling.unit_bytes_max = unit;
         if (job->matrix->n_in > filling.n_in_max)
             filling.n_in_max = job->matrix->n_in;
     }
+    size_t share = filling.n_units / (8 * (size_t)n_threads); /* small models too are shared out */
+    filling.span_units = share < 1 ? 1 : share < SPAN_UNITS_MAX ? share : SPAN_UNITS_MAX;
     int rc = moge_threads_new(&threads, n_threads, loader->err);
     if (rc != 0)
         return rc;

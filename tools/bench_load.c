@@ -3,7 +3,8 @@
  * reading its file.
  *
  *      read    the threads that a loader has read the file into an arena in huge pages: what any
- *              loader must do that wants the weights in memory
+ *              loader must do that wants the weights in memory.  In long parts, because two
+ *              threads that write to one huge page for the first time both clear it
  *      ready   moge_model_open
  *
  * The two alternate; each runs in a process of its own, so that peaks do not add up and nothing is
@@ -25,7 +26,7 @@
 #include "moge/engine.h"
 #include "tools/clock.h"
 
-#define PART_BYTES       ((size_t)1 << 20)
+#define PART_BYTES       ((size_t)16 << 20)
 #define REPEATS_MAX      100
 #define LOAD_THREADS_MAX 8 /* as the loader has */
 

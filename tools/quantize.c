@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "engine/gemm.h"
+#include "engine/kernels/kernels.h"
 #include "engine/panel_layout.h"
 #include "moge/gguf.h"
 #include "tools/progress.h"
@@ -98,7 +98,7 @@ static int rows_write(struct moge_gguf_writer *writer, struct rows *rows, const 
         return rc;
     const unsigned char *made = rows->from == rows->to ? rows->source : rows->target;
     if (rows->to_panel) {
-        moge_matrix_pack(rows->to, made, MOGE_PANEL_ROWS, n_in, 0, MOGE_PANEL_ROWS, rows->panel);
+        moge_panels_pack(rows->to, made, MOGE_PANEL_ROWS, n_in, rows->panel);
         made = rows->panel;
     }
     return moge_gguf_write_data(writer, made, rows->n_rows * rows->target_bytes, err);

@@ -8,7 +8,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include "engine/gemm.h"
+#include "engine/kernels/kernels.h"
+#include "engine/panel_layout.h"
 #include "moge/splitmix.h"
 #include "tools/synth.h"
 
@@ -159,7 +160,7 @@ static int write_tensor(struct writing *writing, const struct moge_synth_tensor 
             fill_table(&rng, writing->table, block_bytes, writing->buffer, n);
         int32_t n_rows = (int32_t)(n / row_blocks);
         if (in_panels)
-            moge_matrix_pack(plain, writing->buffer, n_rows, (int32_t)tensor->ne[0], 0, n_rows,
+            moge_panels_pack(plain, writing->buffer, n_rows, (int32_t)tensor->ne[0],
                              writing->panels);
         int rc = moge_gguf_write_data(writing->w, in_panels ? writing->panels : writing->buffer,
                                       n * block_bytes, err);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "tests/test.h"
 #include "engine/gemm.c"
+#include "engine/panel_layout.h"
 #include "moge/threads.h"
 
 #include <math.h>
@@ -90,6 +91,17 @@ static void act_fill(struct fixture *f, struct test_rng *rng) {
     }
 }
 
+/* Rows begin..end, begin a multiple of MOGE_PANEL_ROWS. */
+static void pack(enum moge_type type, const uint8_t *stored, int32_t begin, int32_t end,
+                 int32_t n_in, size_t row_bytes, uint8_t *packed) {
+    const uint8_t *rows = stored + (size_t)begin * row_bytes;
+    uint8_t *target = packed + moge_matrix_bytes(type, begin, n_in);
+    if (is_panel(type))
+        moge_panels_pack(type, rows, end - begin, n_in, target);
+    else
+        memcpy(target, rows, (size_t)(end - begin) * row_bytes);
+}
+
 static void setup(struct fixture *f, enum moge_type type, int32_t n_out, int32_t n_in,
                   int32_t n_rows) {
     struct moge_err err;
@@ -118,8 +130,8 @@ static void setup(struct fixture *f, enum moge_type type, int32_t n_out, int32_t
     }
     /* In two parts, as a parallel loader does. */
     int32_t half = n_out / 2 / MOGE_PANEL_ROWS * MOGE_PANEL_ROWS;
-    moge_matrix_pack(type, stored, n_out, n_in, half, n_out, packed);
-    moge_matrix_pack(type, stored, n_out, n_in, 0, half, packed);
+    pack(type, stored, half, n_out, n_in, bytes_per_row, packed);
+    pack(type, stored, 0, half, n_in, bytes_per_row, packed);
     f->matrix = (struct moge_matrix){.type = type, .n_out = n_out, .n_in = n_in, .data = packed};
     act_fill(f, &rng);
 }

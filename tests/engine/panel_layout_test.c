@@ -31,11 +31,30 @@ static void rows_come_back_as_they_went(void **state) {
             size_t bytes = moge_matrix_bytes(plain_types[t], 8, n_in);
             for (size_t i = 0; i < bytes; i++)
                 rows[i] = (unsigned char)test_below(&rng, 256);
-            moge_matrix_pack(plain_types[t], rows, 8, n_in, 0, 8, panel);
+            moge_panels_pack(plain_types[t], rows, 8, n_in, panel);
             memset(back, 0, sizeof back);
             moge_panel_unpack(plain_types[t], panel, n_in, back);
             assert_memory_equal(back, rows, bytes);
         }
+}
+
+static void missing_rows_are_zeros(void **state) {
+    (void)state;
+    static unsigned char rows[16 * 5 * 34];
+    static unsigned char cut[sizeof rows], whole[sizeof rows];
+    struct test_rng rng = test_rng_init(4);
+    for (int t = 0; t < 2; t++) {
+        size_t row_bytes = moge_matrix_bytes(plain_types[t], 8, 5 * 32) / 8;
+        for (size_t i = 0; i < 16 * row_bytes; i++)
+            rows[i] = (unsigned char)test_below(&rng, 256);
+        for (int32_t n = 15; n > 0; n--) {
+            memset(cut, 0xff, sizeof cut);
+            moge_panels_pack(plain_types[t], rows, n, 5 * 32, cut);
+            memset(rows + (size_t)n * row_bytes, 0, row_bytes);
+            moge_panels_pack(plain_types[t], rows, n > 8 ? 16 : 8, 5 * 32, whole);
+            assert_memory_equal(cut, whole, (n > 8 ? 16 : 8) * row_bytes);
+        }
+    }
 }
 
 /* Files hold these bytes.  A build that arranges them otherwise must not read old files as if they
@@ -49,7 +68,7 @@ static void the_layout_is_the_one_of_its_version(void **state) {
         rows[i] = (unsigned char)(i * i / 7 + i);
     for (int t = 0; t < 2; t++) {
         size_t bytes = moge_matrix_bytes(plain_types[t], 8, 5 * 32);
-        moge_matrix_pack(plain_types[t], rows, 8, 5 * 32, 0, 8, panel);
+        moge_panels_pack(plain_types[t], rows, 8, 5 * 32, panel);
         if (MOGE_PANEL_LAYOUT != 1 || digest(panel, bytes) != expected[t])
             fail_msg("layout %d of %s has digest %#llx", MOGE_PANEL_LAYOUT,
                      moge_type_traits(plain_types[t])->name,
@@ -66,11 +85,11 @@ static void every_scale_is_looked_at(void **state) {
         memset(rows, 0xff, sizeof rows); /* quads may be anything */
         for (size_t b = 0; b < 16 * 5; b++)
             memset(rows + b * step, 0x3c, 2);
-        moge_matrix_pack(plain_types[t], rows, 16, 5 * 32, 0, 16, panels);
+        moge_panels_pack(plain_types[t], rows, 16, 5 * 32, panels);
         assert_true(moge_panels_finite(plain_types[t], panels, 5 * 32, 2));
         for (size_t b = 0; b < 16 * 5; b++) {
             rows[b * step + 1] = b % 2 ? 0x7c : 0xff; /* infinity or NaN, then as before */
-            moge_matrix_pack(plain_types[t], rows, 16, 5 * 32, 0, 16, panels);
+            moge_panels_pack(plain_types[t], rows, 16, 5 * 32, panels);
             assert_false(moge_panels_finite(plain_types[t], panels, 5 * 32, 2));
             rows[b * step + 1] = 0x3c;
         }
@@ -317,6 +336,7 @@ static void the_writer_refuses_half_panels(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(rows_come_back_as_they_went),
+        cmocka_unit_test(missing_rows_are_zeros),
         cmocka_unit_test(the_layout_is_the_one_of_its_version),
         cmocka_unit_test(every_scale_is_looked_at),
         cmocka_unit_test(panels_compute_what_rows_do),
