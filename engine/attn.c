@@ -175,12 +175,9 @@ static void tile_end(const struct tile *tile) {
     if (!moge_is_quantized(&engine->model->layers[tile->layer].o) ||
         !heads_are_blocks(engine->model))
         return;
-    for (int32_t i = 0; i < tile->n_rows; i++) {
-        float *out = scratch->out[i * group];
-        size_t at = (size_t)(out - engine->attn.f32);
-        kernels->quantize(out, group * head_dim, engine->attn.q + at,
-                          engine->attn.d + at / MOGE_QBLOCK, engine->attn.sum + at / MOGE_QBLOCK);
-    }
+    int32_t width = group * head_dim;
+    for (int32_t i = 0; i < tile->n_rows; i++)
+        moge_act_quantize(&engine->attn, kernels, tile->row + i, tile->kv_head * width, width);
 }
 
 /* Attends rows row.. of one KV head, at most to row end; returns how many. */
@@ -238,5 +235,5 @@ void moge_attn_run(struct moge_engine *engine, int32_t i_layer, int i_thread) {
     moge_engine_meet(engine); /* blocks lie across heads */
     moge_threads_split(n_rows, 1, i_thread, engine->n_active, &begin, &end);
     for (int32_t row = begin; row < end; row++)
-        moge_act_quantize(&engine->attn, engine->kernels, row);
+        moge_act_quantize(&engine->attn, engine->kernels, row, 0, engine->attn.n_in);
 }

@@ -31,7 +31,7 @@ void moge_forward_normalise(const struct moge_engine *engine, const float *weigh
     engine->kernels->rmsnorm(engine->x + (size_t)row * (size_t)dim, weight, engine->model->norm_eps,
                              dim, act->f32 + (size_t)i * (size_t)dim);
     if (quantise)
-        moge_act_quantize(act, engine->kernels, i);
+        moge_act_quantize(act, engine->kernels, i, 0, act->n_in);
 }
 
 /* norm(x) of n rows (rows[i], or i), as the next matrices read it. */

@@ -29,10 +29,8 @@ int moge_act_init(struct moge_act *act, struct moge_arena *arena, int32_t n_rows
     struct moge_act made = {.n_in = n_in};
     size_t mark = moge_arena_mark(arena);
     made.f32 = moge_arena_take(arena, rows * values, sizeof *made.f32);
-    made.q = moge_arena_take(arena, rows * values, sizeof *made.q);
-    made.d = moge_arena_take(arena, rows * blocks, sizeof *made.d);
-    made.sum = moge_arena_take(arena, rows * blocks, sizeof *made.sum);
-    if (!made.f32 || !made.q || !made.d || !made.sum) {
+    made.blocks = moge_arena_take(arena, rows * blocks, sizeof *made.blocks);
+    if (!made.f32 || !made.blocks) {
         moge_arena_reset(arena, mark);
         return MOGE_NOMEM;
     }
@@ -40,10 +38,10 @@ int moge_act_init(struct moge_act *act, struct moge_arena *arena, int32_t n_rows
     return 0;
 }
 
-void moge_act_quantize(struct moge_act *act, const struct moge_kernels *kernels, int32_t row) {
-    size_t at = (size_t)row * (size_t)act->n_in;
-    size_t block = (size_t)row * (size_t)(act->n_in / MOGE_QBLOCK);
-    kernels->quantize(act->f32 + at, act->n_in, act->q + at, act->d + block, act->sum + block);
+void moge_act_quantize(const struct moge_act *act, const struct moge_kernels *kernels, int32_t row,
+                       int32_t first, int32_t n) {
+    size_t at = (size_t)row * (size_t)act->n_in + (size_t)first;
+    kernels->quantize(act->f32 + at, n, act->blocks + at / MOGE_QBLOCK);
 }
 
 static bool is_panel(enum moge_type type) {
@@ -98,7 +96,7 @@ static size_t act_row(const struct product *p, int32_t i) {
 }
 
 static void run_panels(const struct product *p, int32_t o, int32_t n_panels,
-                       const struct moge_qrow *rows, int32_t n, float *const *out) {
+                       const struct moge_act_block *const *rows, int32_t n, float *const *out) {
     const struct moge_matrix *w = p->weights;
     const void *panels =
         (const uint8_t *)w->data + (size_t)(o / MOGE_PANEL_ROWS) * panel_bytes(w->type, w->n_in);
@@ -109,8 +107,8 @@ static void run_panels(const struct product *p, int32_t o, int32_t n_panels,
 }
 
 /* Outputs o .. out_end of the last panel, which the matrix cuts. */
-static void cut_panel(const struct product *p, int32_t o, const struct moge_qrow *rows, int32_t n,
-                      float *const *out) {
+static void cut_panel(const struct product *p, int32_t o, const struct moge_act_block *const *rows,
+                      int32_t n, float *const *out) {
     float values[ROWS_CHUNK][MOGE_PANEL_ROWS], *at[ROWS_CHUNK];
     for (int32_t i = 0; i < n; i++)
         at[i] = values[i];
@@ -124,14 +122,12 @@ static void cut_panel(const struct product *p, int32_t o, const struct moge_qrow
  * belong. */
 static void chunk_panels(const struct product *p, int32_t first, int32_t n) {
     const struct moge_matrix *w = p->weights;
-    struct moge_qrow rows[ROWS_CHUNK];
+    const struct moge_act_block *rows[ROWS_CHUNK];
     float *out[ROWS_CHUNK];
     int32_t n_out = p->out_end - p->out_begin, n_panels = n_out / MOGE_PANEL_ROWS;
     MOGE_ASSERT(n >= 1 && n <= ROWS_CHUNK);
     for (int32_t i = 0; i < n; i++) {
-        size_t row = act_row(p, first + i), block = row * (size_t)(w->n_in / MOGE_QBLOCK);
-        rows[i] =
-            (struct moge_qrow){p->x->q + row * (size_t)w->n_in, p->x->d + block, p->x->sum + block};
+        rows[i] = p->x->blocks + act_row(p, first + i) * (size_t)(w->n_in / MOGE_QBLOCK);
         out[i] = p->out + (size_t)(first + i) * p->out_stride + p->out_begin;
     }
     if (n_panels > 0)

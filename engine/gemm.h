@@ -23,17 +23,17 @@ struct moge_matrix {
 /* Rows of activations, [n_rows, n_in], in the forms that matrices want. */
 struct moge_act {
     int32_t n_in;
-    float *f32;   /* [n_rows, n_in] */
-    int8_t *q;    /* [n_rows, n_in] valid after moge_act_quantize */
-    float *d;     /* [n_rows, n_in / 32] */
-    int32_t *sum; /* [n_rows, n_in / 32] moge_qsum */
+    float *f32;                    /* [n_rows, n_in] */
+    struct moge_act_block *blocks; /* [n_rows, n_in / 32] valid after moge_act_quantize */
 };
 
 /* Takes storage for n_rows rows from the arena. */
 int moge_act_init(struct moge_act *act, struct moge_arena *arena, int32_t n_rows, int32_t n_in);
 
-/* Quantises one row from act->f32. */
-void moge_act_quantize(struct moge_act *act, const struct moge_kernels *kernels, int32_t row);
+/* Quantises n values of a row from act->f32, beginning with column `first`; both multiples of 32.
+ */
+void moge_act_quantize(const struct moge_act *act, const struct moge_kernels *kernels, int32_t row,
+                       int32_t first, int32_t n);
 
 /* Bytes of packed storage for an n_out x n_in matrix of this type (float types: as stored). */
 size_t moge_matrix_bytes(enum moge_type type, int32_t n_out, int32_t n_in);

@@ -75,32 +75,33 @@ static size_t q8_0_bytes(int32_t head_dim) {
 }
 
 /* Quantises columns i.. of one position, padded with zeros to a block. */
-static int32_t q8_0_block(const struct moge_kernels *kernels, const float *x, int32_t i, int32_t n,
-                          int8_t *q, uint16_t *d) {
-    float block[MOGE_QBLOCK] = {0}, scale;
-    int32_t sum, n_part = n - i < MOGE_QBLOCK ? n - i : MOGE_QBLOCK;
-    memcpy(block, x + i, (size_t)n_part * sizeof *block);
-    kernels->quantize(block, MOGE_QBLOCK, q, &scale, &sum);
-    kernels->f32_to_f16(&scale, d, 1);
-    return n_part;
+static struct moge_act_block q8_0_block(const struct moge_kernels *kernels, const float *x,
+                                        int32_t i, int32_t n, uint16_t *d) {
+    float values[MOGE_QBLOCK] = {0};
+    struct moge_act_block block;
+    memcpy(values, x + i, (size_t)(n - i < MOGE_QBLOCK ? n - i : MOGE_QBLOCK) * sizeof *values);
+    kernels->quantize(values, MOGE_QBLOCK, &block);
+    kernels->f32_to_f16(&block.d, d, 1);
+    return block;
 }
 
 static void q8_0_store_key(const struct moge_kernels *kernels, const float *x, void *page,
                            int32_t t, int32_t n) {
     struct moge_kv_q8_0 *blocks = page;
-    int8_t q[MOGE_QBLOCK];
     for (int32_t i = 0; i < n; i += MOGE_QBLOCK, blocks++) {
-        int32_t n_part = q8_0_block(kernels, x, i, n, q, &blocks->d[t]);
-        for (int32_t j = 0; j < n_part; j++)
-            blocks->q[j * MOGE_PAGE_TOKENS + t] = q[j];
+        struct moge_act_block block = q8_0_block(kernels, x, i, n, &blocks->d[t]);
+        for (int32_t j = 0; j < MOGE_QBLOCK && i + j < n; j++)
+            blocks->q[j * MOGE_PAGE_TOKENS + t] = block.q[j];
     }
 }
 
 static void q8_0_store_value(const struct moge_kernels *kernels, const float *x, void *page,
                              int32_t t, int32_t n) {
     struct moge_kv_q8_0 *blocks = page;
-    for (int32_t i = 0; i < n; i += MOGE_QBLOCK, blocks++)
-        q8_0_block(kernels, x, i, n, blocks->q + t * MOGE_QBLOCK, &blocks->d[t]);
+    for (int32_t i = 0; i < n; i += MOGE_QBLOCK, blocks++) {
+        struct moge_act_block block = q8_0_block(kernels, x, i, n, &blocks->d[t]);
+        memcpy(blocks->q + t * MOGE_QBLOCK, block.q, sizeof block.q);
+    }
 }
 
 static void q8_0_scores(const struct moge_kernels *kernels, const float *const *q, int32_t n_q,

@@ -157,9 +157,8 @@ struct ffn {
 
 /* The same buffer, beginning at row `first`. */
 static struct moge_act act_from(const struct moge_act *act, int32_t first) {
-    size_t row = (size_t)first, n_in = (size_t)act->n_in, n_blocks = n_in / MOGE_QBLOCK;
-    return (struct moge_act){act->n_in, act->f32 + row * n_in, act->q + row * n_in,
-                             act->d + row * n_blocks, act->sum + row * n_blocks};
+    size_t at = (size_t)first * (size_t)act->n_in;
+    return (struct moge_act){act->n_in, act->f32 + at, act->blocks + at / MOGE_QBLOCK};
 }
 
 static struct ffn ffn_shared(const struct moge_engine *engine, const struct moge_layer *layer,
@@ -202,8 +201,7 @@ static void gate_up(const struct moge_engine *engine, const struct ffn *ffn,
             size_t at = (size_t)i * stride + (size_t)o;
             kernels->silu_mul(hidden->f32 + at, ffn->up_out + at, n);
             if (moge_is_quantized(ffn->down))
-                kernels->quantize(hidden->f32 + at, n, hidden->q + at, hidden->d + at / MOGE_QBLOCK,
-                                  hidden->sum + at / MOGE_QBLOCK);
+                moge_act_quantize(hidden, kernels, i, o, n);
         }
     }
 }

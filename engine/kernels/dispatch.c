@@ -100,9 +100,7 @@ struct self_input {
     uint16_t half[2 * 16 * SELF_HEAD];
     _Alignas(64) uint8_t panels[SELF_PANELS * (SELF_IN / 32) * MOGE_PANEL_Q8_0_BYTES];
     struct moge_kv_q8_0 kv[2 * ((SELF_HEAD + 31) / 32)];
-    int8_t q[SELF_ROWS * SELF_IN];
-    float d[SELF_ROWS * SELF_IN / 32];
-    int32_t sum[SELF_ROWS * SELF_IN / 32];
+    struct moge_act_block blocks[SELF_ROWS * SELF_IN / 32];
 };
 
 static float self_float(uint32_t *state) { /* in [-4, 4) */
@@ -125,14 +123,15 @@ static void self_fill(struct self_input *in) {
             in->kv[b].q[i] = (int8_t)(self_float(&state) * 31.0f);
         memcpy(in->kv[b].d, in->half + 16 * b, sizeof in->kv[b].d);
     }
-    for (int i = 0; i < SELF_ROWS * SELF_IN; i++)
-        in->q[i] = (int8_t)(self_float(&state) * 31.0f);
     for (int i = 0; i < SELF_ROWS * SELF_IN / 32; i++) {
-        in->d[i] = self_float(&state);
+        struct moge_act_block *block = &in->blocks[i];
         int32_t halves[2] = {0, 0};
-        for (int k = 0; k < 32; k++)
-            halves[k / 2 % 2] += in->q[i * 32 + k];
-        in->sum[i] = moge_qsum(halves[0], halves[1]);
+        block->d = self_float(&state);
+        for (int k = 0; k < 32; k++) {
+            block->q[k] = (int8_t)(self_float(&state) * 31.0f);
+            halves[k / 2 % 2] += block->q[k];
+        }
+        block->sum = moge_qsum(halves[0], halves[1]);
     }
 }
 
@@ -140,23 +139,22 @@ static void self_fill(struct self_input *in) {
 struct self_output {
     float f[16 * SELF_HEAD];
     int32_t i[16];
-    int8_t q[SELF_IN];
+    struct moge_act_block blocks[SELF_IN / 32];
     uint16_t h[SELF_N];
 };
 
 /* Several tiles of rows for each panel, and one. */
 static void self_panels(const struct self_input *in, struct self_output *out,
                         void (*panels)(const void *panels, int32_t n_panels, int32_t n_in,
-                                       const struct moge_qrow *rows, int32_t n_rows,
+                                       const struct moge_act_block *const *rows, int32_t n_rows,
                                        float *const *out)) {
     enum { EACH = SELF_PANELS * MOGE_PANEL_ROWS };
-    struct moge_qrow rows[SELF_ROWS];
+    const struct moge_act_block *rows[SELF_ROWS];
     float *at[SELF_ROWS + 3];
     for (int r = 0; r < SELF_ROWS + 3; r++)
         at[r] = out->f + EACH * r;
     for (int r = 0; r < SELF_ROWS; r++)
-        rows[r] = (struct moge_qrow){in->q + r * SELF_IN, in->d + r * (SELF_IN / 32),
-                                     in->sum + r * (SELF_IN / 32)};
+        rows[r] = in->blocks + r * (SELF_IN / 32);
     panels(in->panels, SELF_PANELS, SELF_IN, rows, SELF_ROWS, at);
     panels(in->panels, SELF_PANELS, SELF_IN, rows, 1, at + SELF_ROWS);
     panels(in->panels, SELF_PANELS, SELF_IN, rows, 2, at + SELF_ROWS + 1);
@@ -192,7 +190,7 @@ static const char *self_run(const struct moge_kernels *k, int slot, const struct
     memcpy(out->f, in->a, sizeof in->a);
     switch (slot) {
     case 0:
-        return k->quantize(in->a, 128, out->q, out->f, out->i), "quantize";
+        return k->quantize(in->a, 128, out->blocks), "quantize";
     case 1:
         return self_panels(in, out, k->panels_q8_0), "panels_q8_0";
     case 2:

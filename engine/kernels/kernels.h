@@ -15,11 +15,12 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* One activation row quantised per block of 32: x[i] ~ d[i / 32] * q[i], q in [-127, 127]. */
-struct moge_qrow {
-    const int8_t *q;    /* [n_in] */
-    const float *d;     /* [n_in / 32] largest magnitude / 127 */
-    const int32_t *sum; /* [n_in / 32] the block's q summed, as moge_qsum makes it */
+/* 32 activations of a row: x[i] ~ d * q[i].  All of a block in one place: a product reads one
+ * stream for each row, and needs one register to know where it is. */
+struct moge_act_block {
+    float d;      /* largest magnitude / 127 */
+    int32_t sum;  /* q summed, as moge_qsum makes it */
+    int8_t q[32]; /* in [-127, 127] */
 };
 
 /* What makes unsigned weights signed again: -8 times the sum of the q in columns 4k and 4k + 1 (low
@@ -56,17 +57,19 @@ struct moge_kernels {
     /* Quantises n (a multiple of 32) floats.  d = amax / 127, q = round-half-even(x * (127 /
      * amax)); all 0 for a block of zeros or of values so small that 127 / amax overflows (below
      * 3.8e-37).  x must be finite. */
-    void (*quantize)(const float *x, int32_t n, int8_t *q, float *d, int32_t *sum);
+    void (*quantize)(const float *x, int32_t n, struct moge_act_block *blocks);
 
     /* out[r][8 * p + j] = dot(weight row j of panel p, rows[r]) for p < n_panels, r < n_rows (both
      * >= 1), j < MOGE_PANEL_ROWS, by the canonical dot product: acc = 0; for each block b in order:
-     * acc = fma(float(sum of 32 products), w_d[b] * x_d[b], acc).  Panels stand one behind the
-     * other, the first 64-byte aligned; n_in is a multiple of 32.  Integer sums are exact for all
-     * bytes that a panel can hold, -128 too. */
+     * acc = fma(float(sum of 32 products), w_d[b] * rows[r][b].d, acc).  Panels stand one behind
+     * the other, the first 64-byte aligned; n_in is a multiple of 32.  Integer sums are exact for
+     * all bytes that a panel can hold, -128 too. */
     void (*panels_q8_0)(const void *panels, int32_t n_panels, int32_t n_in,
-                        const struct moge_qrow *rows, int32_t n_rows, float *const *out);
+                        const struct moge_act_block *const *rows, int32_t n_rows,
+                        float *const *out);
     void (*panels_q4_0)(const void *panels, int32_t n_panels, int32_t n_in,
-                        const struct moge_qrow *rows, int32_t n_rows, float *const *out);
+                        const struct moge_act_block *const *rows, int32_t n_rows,
+                        float *const *out);
 
     /* ---- vec: element-wise and row-wise float work; n is any positive number ---- */
 

@@ -42,8 +42,8 @@ static float round_even(float x) {
     return (x + 12582912.0f) - 12582912.0f;
 }
 
-static void quantize(const float *x, int32_t n, int8_t *q, float *d, int32_t *sum) {
-    for (int32_t b = 0; b < n / BLOCK; b++, x += BLOCK, q += BLOCK) {
+static void quantize(const float *x, int32_t n, struct moge_act_block *block) {
+    for (int32_t b = 0; b < n / BLOCK; b++, x += BLOCK, block++) {
         float largest = 0.0f;
         for (int i = 0; i < BLOCK; i++)
             largest = __builtin_fabsf(x[i]) > largest ? __builtin_fabsf(x[i]) : largest;
@@ -52,13 +52,13 @@ static void quantize(const float *x, int32_t n, int8_t *q, float *d, int32_t *su
             inverse = 0.0f;
             largest = 0.0f;
         }
-        d[b] = largest / 127.0f;
+        block->d = largest / 127.0f;
         int32_t halves[2] = {0, 0};
         for (int i = 0; i < BLOCK; i++) {
-            q[i] = (int8_t)round_even(x[i] * inverse);
-            halves[i / 2 % 2] += q[i];
+            block->q[i] = (int8_t)round_even(x[i] * inverse);
+            halves[i / 2 % 2] += block->q[i];
         }
-        sum[b] = moge_qsum(halves[0], halves[1]);
+        block->sum = moge_qsum(halves[0], halves[1]);
     }
 }
 
@@ -86,7 +86,7 @@ static int32_t weight_q4_0(const uint8_t *quads, int j, int k) {
     return (k < 16 ? pair & 15 : pair >> 4) - 8;
 }
 
-static float dot_canonical(const void *panel, int32_t n_in, const struct moge_qrow *row, int j,
+static float dot_canonical(const void *panel, int32_t n_in, const struct moge_act_block *row, int j,
                            size_t bytes, int32_t (*weight)(const uint8_t *quads, int j, int k)) {
     float acc = 0.0f;
     int32_t n_blocks = n_in / BLOCK;
@@ -96,29 +96,31 @@ static float dot_canonical(const void *panel, int32_t n_in, const struct moge_qr
         memcpy(&scale, at.scales + sizeof scale * (size_t)j, sizeof scale);
         int32_t products = 0;
         for (int k = 0; k < BLOCK; k++)
-            products += weight(at.quads, j, k) * row->q[(size_t)b * BLOCK + (size_t)k];
-        acc = __builtin_fmaf((float)products, half_to_float(scale) * row->d[b], acc);
+            products += weight(at.quads, j, k) * row[b].q[k];
+        acc = __builtin_fmaf((float)products, half_to_float(scale) * row[b].d, acc);
     }
     return acc;
 }
 
 static void every_panel(const void *panels, int32_t n_panels, int32_t n_in,
-                        const struct moge_qrow *rows, int32_t n_rows, float *const *out,
+                        const struct moge_act_block *const *rows, int32_t n_rows, float *const *out,
                         size_t bytes, int32_t (*weight)(const uint8_t *quads, int j, int k)) {
     const uint8_t *panel = panels;
     for (int32_t p = 0; p < n_panels; p++, panel += (size_t)(n_in / BLOCK) * bytes)
         for (int32_t r = 0; r < n_rows; r++)
             for (int j = 0; j < ROWS; j++)
-                out[r][ROWS * p + j] = dot_canonical(panel, n_in, &rows[r], j, bytes, weight);
+                out[r][ROWS * p + j] = dot_canonical(panel, n_in, rows[r], j, bytes, weight);
 }
 
 static void panels_q8_0(const void *at, int32_t n_panels, int32_t n_in,
-                        const struct moge_qrow *rows, int32_t n_rows, float *const *out) {
+                        const struct moge_act_block *const *rows, int32_t n_rows,
+                        float *const *out) {
     every_panel(at, n_panels, n_in, rows, n_rows, out, MOGE_PANEL_Q8_0_BYTES, weight_q8_0);
 }
 
 static void panels_q4_0(const void *at, int32_t n_panels, int32_t n_in,
-                        const struct moge_qrow *rows, int32_t n_rows, float *const *out) {
+                        const struct moge_act_block *const *rows, int32_t n_rows,
+                        float *const *out) {
     every_panel(at, n_panels, n_in, rows, n_rows, out, MOGE_PANEL_Q4_0_BYTES, weight_q4_0);
 }
 

@@ -22,12 +22,12 @@
  * whose leaves do not fit the registers. */
 #define PIN(vector) __asm__("" : "+v"(vector))
 
-typedef void block_fn(const uint8_t *quads, __m256 w_d, const struct moge_qrow *rows, int32_t b,
-                      __m256 *acc, const int n);
+typedef void block_fn(const uint8_t *quads, __m256 w_d, const struct moge_act_block *const *rows,
+                      int32_t b, __m256 *acc, const int n);
 
-/* acc + float(sums) * (w_d * x_d): the canonical step, for 8 weight rows. */
-INLINE __m256 scaled(__m256i sums, __m256 w_d, const float *x_d, __m256 acc) {
-    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_mul_ps(w_d, _mm256_broadcast_ss(x_d)),
+/* acc + float(sums) * (w_d * x->d): the canonical step, for 8 weight rows. */
+INLINE __m256 scaled(__m256i sums, __m256 w_d, const struct moge_act_block *x, __m256 acc) {
+    return _mm256_fmadd_ps(_mm256_cvtepi32_ps(sums), _mm256_mul_ps(w_d, _mm256_broadcast_ss(&x->d)),
                            acc);
 }
 
@@ -37,9 +37,8 @@ INLINE __m256i load_quad(const uint8_t *quads, int k) {
 }
 
 /* Four activations to every lane. */
-INLINE __m256i broadcast_quad(const struct moge_qrow *row, int32_t b, int k) {
-    const int8_t *q = row->q + (size_t)b * BLOCK + 4 * k;
-    return _mm256_castps_si256(_mm256_broadcast_ss((const float *)(const void *)q));
+INLINE __m256i broadcast_quad(const struct moge_act_block *x, int k) {
+    return _mm256_castps_si256(_mm256_broadcast_ss((const float *)(const void *)(x->q + 4 * k)));
 }
 
 INLINE int32_t lesser(int32_t a, int32_t b) {
@@ -55,7 +54,7 @@ INLINE void prefetch_block(const uint8_t *ahead, const size_t bytes) {
 
 /* ahead: the next panel, or NULL. */
 INLINE void tile(const uint8_t *panel, const uint8_t *ahead, int32_t n_blocks,
-                 const struct moge_qrow *rows, float *const *out, size_t at,
+                 const struct moge_act_block *const *rows, float *const *out, size_t at,
                  const size_t block_bytes, block_fn *block, const int n) {
     const size_t quad_bytes = block_bytes - SCALE_BYTES;
     __m256 acc[MOGE_QUANT_TILE];
@@ -98,7 +97,8 @@ INLINE int32_t tile_rows(int32_t left) {
  * (two are two short streams). */
 #define PANELS(name, step, tile, type, block_bytes)                                                \
     static void name(const void *panels, int32_t first, int32_t n_panels, int32_t n_in,            \
-                     const struct moge_qrow *rows, int32_t n_rows, float *const *out) {            \
+                     const struct moge_act_block *const *rows, int32_t n_rows,                     \
+                     float *const *out) {                                                          \
         const size_t panel_bytes = (size_t)(n_in / BLOCK) * (block_bytes);                         \
         const size_t bytes = panel_bytes * (step);                                                 \
         const uint8_t *at = (const uint8_t *)panels + (size_t)first * panel_bytes;                 \

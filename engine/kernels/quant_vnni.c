@@ -15,40 +15,40 @@ INLINE __m256i eight_sums(int32_t sum) {
     return _mm256_madd_epi16(_mm256_set1_epi32(sum), _mm256_set1_epi16(1));
 }
 
-INLINE void block_q8_0(const uint8_t *quads, __m256 w_d, const struct moge_qrow *rows, int32_t b,
-                       __m256 *acc, const int n) {
+INLINE void block_q8_0(const uint8_t *quads, __m256 w_d, const struct moge_act_block *const *rows,
+                       int32_t b, __m256 *acc, const int n) {
     __m256i sums[MOGE_QUANT_TILE];
     EACH_ROW
-    sums[r] = _mm256_slli_epi32(eight_sums(rows[r].sum[b]), 4);
+    sums[r] = _mm256_slli_epi32(eight_sums(rows[r][b].sum), 4);
     EACH_QUAD(8) {
         __m256i w = _mm256_xor_si256(load_quad(quads, k), _mm256_set1_epi8(-128));
         EACH_ROW {
-            sums[r] = _mm256_dpbusd_epi32(sums[r], w, broadcast_quad(&rows[r], b, k));
+            sums[r] = _mm256_dpbusd_epi32(sums[r], w, broadcast_quad(&rows[r][b], k));
             PIN(sums[r]);
         }
     }
     EACH_ROW
-    acc[r] = scaled(sums[r], w_d, rows[r].d + b, acc[r]);
+    acc[r] = scaled(sums[r], w_d, &rows[r][b], acc[r]);
 }
 
-INLINE void block_q4_0(const uint8_t *quads, __m256 w_d, const struct moge_qrow *rows, int32_t b,
-                       __m256 *acc, const int n) {
+INLINE void block_q4_0(const uint8_t *quads, __m256 w_d, const struct moge_act_block *const *rows,
+                       int32_t b, __m256 *acc, const int n) {
     const __m256i nibble = _mm256_set1_epi8(15);
     __m256i sums[MOGE_QUANT_TILE];
     EACH_ROW
-    sums[r] = eight_sums(rows[r].sum[b]);
+    sums[r] = eight_sums(rows[r][b].sum);
     EACH_QUAD(4) {
         __m256i w = load_quad(quads, k), low = _mm256_and_si256(w, nibble);
         __m256i high = _mm256_and_si256(_mm256_srli_epi16(w, 4), nibble);
         EACH_ROW {
-            sums[r] = _mm256_dpbusd_epi32(sums[r], low, broadcast_quad(&rows[r], b, k));
+            sums[r] = _mm256_dpbusd_epi32(sums[r], low, broadcast_quad(&rows[r][b], k));
             PIN(sums[r]);
-            sums[r] = _mm256_dpbusd_epi32(sums[r], high, broadcast_quad(&rows[r], b, k + 4));
+            sums[r] = _mm256_dpbusd_epi32(sums[r], high, broadcast_quad(&rows[r][b], k + 4));
             PIN(sums[r]);
         }
     }
     EACH_ROW
-    acc[r] = scaled(sums[r], w_d, rows[r].d + b, acc[r]);
+    acc[r] = scaled(sums[r], w_d, &rows[r][b], acc[r]);
 }
 
 /* ---- two panels at once ---- */
@@ -56,7 +56,8 @@ INLINE void block_q4_0(const uint8_t *quads, __m256 w_d, const struct moge_qrow 
 #define PAIR_ROWS 3
 
 typedef void pair_block_fn(const uint8_t *quads, const size_t other, __m512 w_d,
-                           const struct moge_qrow *rows, int32_t b, __m512 *acc, const int n);
+                           const struct moge_act_block *const *rows, int32_t b, __m512 *acc,
+                           const int n);
 
 /* 32 bytes of a panel and of the one that begins `other` bytes later. */
 INLINE __m512i load_pair(const uint8_t *at, const size_t other) {
@@ -70,58 +71,59 @@ INLINE __m512 load_pair_scales(const uint8_t *at, const size_t other) {
     return _mm512_cvtph_ps(_mm256_inserti128_si256(_mm256_castsi128_si256(low), high, 1));
 }
 
-INLINE __m512i broadcast_quad_wide(const struct moge_qrow *row, int32_t b, int k) {
-    const int8_t *q = row->q + (size_t)b * BLOCK + 4 * k;
-    return _mm512_castps_si512(_mm512_set1_ps(*(const float *)(const void *)q));
+INLINE __m512i broadcast_quad_wide(const struct moge_act_block *x, int k) {
+    return _mm512_castps_si512(_mm512_set1_ps(*(const float *)(const void *)(x->q + 4 * k)));
 }
 
 INLINE __m512i eight_sums_wide(int32_t sum) {
     return _mm512_madd_epi16(_mm512_set1_epi32(sum), _mm512_set1_epi16(1));
 }
 
-INLINE __m512 scaled_wide(__m512i sums, __m512 w_d, const float *x_d, __m512 acc) {
-    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_mul_ps(w_d, _mm512_set1_ps(*x_d)), acc);
+INLINE __m512 scaled_wide(__m512i sums, __m512 w_d, const struct moge_act_block *x, __m512 acc) {
+    return _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), _mm512_mul_ps(w_d, _mm512_set1_ps(x->d)), acc);
 }
 
 INLINE void block_pair_q8_0(const uint8_t *quads, const size_t other, __m512 w_d,
-                            const struct moge_qrow *rows, int32_t b, __m512 *acc, const int n) {
+                            const struct moge_act_block *const *rows, int32_t b, __m512 *acc,
+                            const int n) {
     __m512i sums[MOGE_QUANT_TILE];
     EACH_ROW
-    sums[r] = _mm512_slli_epi32(eight_sums_wide(rows[r].sum[b]), 4);
+    sums[r] = _mm512_slli_epi32(eight_sums_wide(rows[r][b].sum), 4);
     EACH_QUAD(8) {
         __m512i w = _mm512_xor_si512(load_pair(quads + 32 * k, other), _mm512_set1_epi8(-128));
         EACH_ROW {
-            sums[r] = _mm512_dpbusd_epi32(sums[r], w, broadcast_quad_wide(&rows[r], b, k));
+            sums[r] = _mm512_dpbusd_epi32(sums[r], w, broadcast_quad_wide(&rows[r][b], k));
             PIN(sums[r]);
         }
     }
     EACH_ROW
-    acc[r] = scaled_wide(sums[r], w_d, rows[r].d + b, acc[r]);
+    acc[r] = scaled_wide(sums[r], w_d, &rows[r][b], acc[r]);
 }
 
 INLINE void block_pair_q4_0(const uint8_t *quads, const size_t other, __m512 w_d,
-                            const struct moge_qrow *rows, int32_t b, __m512 *acc, const int n) {
+                            const struct moge_act_block *const *rows, int32_t b, __m512 *acc,
+                            const int n) {
     const __m512i nibble = _mm512_set1_epi8(15);
     __m512i sums[MOGE_QUANT_TILE];
     EACH_ROW
-    sums[r] = eight_sums_wide(rows[r].sum[b]);
+    sums[r] = eight_sums_wide(rows[r][b].sum);
     EACH_QUAD(4) {
         __m512i w = load_pair(quads + 32 * k, other), low = _mm512_and_si512(w, nibble);
         __m512i high = _mm512_and_si512(_mm512_srli_epi16(w, 4), nibble);
         EACH_ROW {
-            sums[r] = _mm512_dpbusd_epi32(sums[r], low, broadcast_quad_wide(&rows[r], b, k));
+            sums[r] = _mm512_dpbusd_epi32(sums[r], low, broadcast_quad_wide(&rows[r][b], k));
             PIN(sums[r]);
-            sums[r] = _mm512_dpbusd_epi32(sums[r], high, broadcast_quad_wide(&rows[r], b, k + 4));
+            sums[r] = _mm512_dpbusd_epi32(sums[r], high, broadcast_quad_wide(&rows[r][b], k + 4));
             PIN(sums[r]);
         }
     }
     EACH_ROW
-    acc[r] = scaled_wide(sums[r], w_d, rows[r].d + b, acc[r]);
+    acc[r] = scaled_wide(sums[r], w_d, &rows[r][b], acc[r]);
 }
 
 /* As `tile`, for the panel and the one behind it. */
 INLINE void pair_tile(const uint8_t *panel, const uint8_t *ahead, int32_t n_blocks,
-                      const struct moge_qrow *rows, float *const *out, size_t at,
+                      const struct moge_act_block *const *rows, float *const *out, size_t at,
                       const size_t block_bytes, pair_block_fn *block, const int n) {
     const size_t quad_bytes = block_bytes - SCALE_BYTES, other = (size_t)n_blocks * block_bytes;
     __m512 acc[MOGE_QUANT_TILE];
@@ -156,14 +158,16 @@ static int32_t n_paired(int32_t n_panels, int32_t n_rows) {
 }
 
 static void panels_q8_0(const void *panels, int32_t n_panels, int32_t n_in,
-                        const struct moge_qrow *rows, int32_t n_rows, float *const *out) {
+                        const struct moge_act_block *const *rows, int32_t n_rows,
+                        float *const *out) {
     int32_t paired = n_paired(n_panels, n_rows);
     pairs_q8_0(panels, 0, paired, n_in, rows, n_rows, out);
     singles_q8_0(panels, paired, n_panels, n_in, rows, n_rows, out);
 }
 
 static void panels_q4_0(const void *panels, int32_t n_panels, int32_t n_in,
-                        const struct moge_qrow *rows, int32_t n_rows, float *const *out) {
+                        const struct moge_act_block *const *rows, int32_t n_rows,
+                        float *const *out) {
     int32_t paired = n_paired(n_panels, n_rows);
     pairs_q4_0(panels, 0, paired, n_in, rows, n_rows, out);
     singles_q4_0(panels, paired, n_panels, n_in, rows, n_rows, out);

@@ -81,12 +81,13 @@ static void act_fill(struct fixture *f, struct test_rng *rng) {
         for (int32_t i = 0; i < n_in; i++)
             x[i] = test_float(rng) * (float)(1 + r % 3);
         if (is_panel(f->matrix.type))
-            moge_act_quantize(&f->act, kernels, r);
+            moge_act_quantize(&f->act, kernels, r, 0, n_in);
         for (int32_t i = 0; i < n_in; i++) {
             size_t at = (size_t)r * (size_t)n_in + (size_t)i;
             size_t block = (size_t)r * (size_t)(n_in / 32) + (size_t)(i / 32);
-            f->x[at] =
-                is_panel(f->matrix.type) ? (double)f->act.d[block] * f->act.q[at] : (double)x[i];
+            f->x[at] = is_panel(f->matrix.type)
+                           ? (double)f->act.blocks[block].d * f->act.blocks[block].q[i % 32]
+                           : (double)x[i];
         }
     }
 }

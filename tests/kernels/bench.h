@@ -56,20 +56,18 @@ static void bench_panels(const struct moge_kernels *k, enum moge_type type, size
         (type == MOGE_TYPE_Q8_0 ? (size_t)MOGE_PANEL_Q8_0_BYTES : (size_t)MOGE_PANEL_Q4_0_BYTES);
     uint8_t *panels = aligned_alloc(2 << 20, (bytes * n_panels + (2 << 20) - 1) >> 21 << 21);
     madvise(panels, bytes * n_panels, MADV_HUGEPAGE); /* as models are loaded */
-    int8_t *q = malloc((size_t)BENCH_ROWS * BENCH_IN);
-    float *d = malloc(sizeof(float) * BENCH_ROWS * BENCH_IN / 32);
-    int32_t *sum = calloc((size_t)BENCH_ROWS * BENCH_IN / 32, sizeof *sum);
-    assert_true(panels && q && d && sum);
+    static struct moge_act_block x[BENCH_ROWS][BENCH_IN / 32];
+    assert_non_null(panels);
     memset(panels, 0x21, bytes * n_panels);
-    memset(q, 3, (size_t)BENCH_ROWS * BENCH_IN);
-    for (int i = 0; i < BENCH_ROWS * BENCH_IN / 32; i++)
-        d[i] = 0.01f;
-    struct moge_qrow rows[BENCH_ROWS];
+    const struct moge_act_block *rows[BENCH_ROWS];
     static float values[BENCH_ROWS][8 * BENCH_PANELS];
     float *out[BENCH_ROWS];
     for (int r = 0; r < BENCH_ROWS; r++) {
-        rows[r] = (struct moge_qrow){q + (size_t)r * BENCH_IN, d + r * (BENCH_IN / 32),
-                                     sum + r * (BENCH_IN / 32)};
+        for (int b = 0; b < BENCH_IN / 32; b++) {
+            x[r][b] = (struct moge_act_block){.d = 0.01f};
+            memset(x[r][b].q, 3, sizeof x[r][b].q);
+        }
+        rows[r] = x[r];
         out[r] = values[r];
     }
     const int counts[] = {1, 2, 3, 4, 5, 6, 8, 16, 32};
@@ -87,7 +85,7 @@ static void bench_panels(const struct moge_kernels *k, enum moge_type type, size
                n_panels < BENCH_PANELS ? "cache" : "memory", counts[i],
                (double)(bytes * each) / seconds * 1e-9, gmac_s, 100 * gmac_s / peak);
     }
-    free(panels), free(q), free(d), free(sum);
+    free(panels);
 }
 
 #define BENCH_VEC(name, n, call)                                                                   \
@@ -158,9 +156,7 @@ static void bench_vec(const struct moge_kernels *k) {
     enum { N = 2048, VOCAB = 32768 };
     static float x[VOCAB], y[VOCAB], w[VOCAB];
     static uint16_t half[VOCAB];
-    static int8_t q[N];
-    static float d[N / 32];
-    static int32_t sum[N / 32];
+    static struct moge_act_block blocks[N / 32];
     struct test_rng rng = test_rng_init(1);
     for (int i = 0; i < VOCAB; i++) {
         x[i] = test_float(&rng) * 2.0f;
@@ -168,7 +164,7 @@ static void bench_vec(const struct moge_kernels *k) {
         half[i] = 0x3000;
     }
     volatile int32_t sink;
-    BENCH_VEC("quantize", N, k->quantize(x, N, q, d, sum));
+    BENCH_VEC("quantize", N, k->quantize(x, N, blocks));
     BENCH_VEC("rmsnorm", N, k->rmsnorm(x, w, 1e-5f, N, y));
     BENCH_VEC("silu_mul", N, k->silu_mul(y, w, N));
     BENCH_VEC("softmax", N, k->softmax(y, N));

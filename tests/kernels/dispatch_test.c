@@ -49,17 +49,19 @@ static void no_slot_is_empty(void **state) {
 
 static const struct moge_kernels *right;
 
-static void off_quantize(const float *x, int32_t n, int8_t *q, float *d, int32_t *sum) {
-    right->quantize(x, n, q, d, sum);
-    sum[n / 32 - 1]++;
+static void off_quantize(const float *x, int32_t n, struct moge_act_block *blocks) {
+    right->quantize(x, n, blocks);
+    blocks[n / 32 - 1].sum++;
 }
 static void off_panels_q8_0(const void *panels, int32_t n_panels, int32_t n_in,
-                            const struct moge_qrow *rows, int32_t n_rows, float *const *out) {
+                            const struct moge_act_block *const *rows, int32_t n_rows,
+                            float *const *out) {
     right->panels_q8_0(panels, n_panels, n_in, rows, n_rows, out);
     out[n_rows - 1][7] = -out[n_rows - 1][7];
 }
 static void off_panels_q4_0(const void *panels, int32_t n_panels, int32_t n_in,
-                            const struct moge_qrow *rows, int32_t n_rows, float *const *out) {
+                            const struct moge_act_block *const *rows, int32_t n_rows,
+                            float *const *out) {
     right->panels_q4_0(panels, n_panels, n_in, rows, n_rows - 1, out);
 }
 static void off_axpy(float *y, float a, const float *x, int32_t n) {

@@ -151,9 +151,7 @@ static void rope_is_the_same_at_every_level(void **state) {
 static void quantize_is_the_same_at_every_level(void **state) {
     (void)state;
     struct test_rng rng = test_rng_init(4);
-    static int8_t q[2][N_MAX];
-    static float d[2][N_MAX];
-    static int32_t sum[2][N_MAX];
+    static struct moge_act_block blocks[2][N_MAX / 32 + 1];
     EACH_LEVEL(k)
     for (int filling = 0; filling < N_FILLINGS; filling++)
         for (int32_t n = 32; n <= 2048; n = n * 2 + 32) {
@@ -164,12 +162,10 @@ static void quantize_is_the_same_at_every_level(void **state) {
             for (int i = 64; i < 96; i++)
                 buffers.a[i] = test_float(&rng) * 3.4e38f;
             float *x = buffers.a + n % 7;
-            memset(q, 1, sizeof q);
-            SCALAR->quantize(x, n, q[0], d[0], sum[0]);
-            k->quantize(x, n, q[1], d[1], sum[1]);
-            assert_same("quantize (q)", k, n, q[0], q[1], sizeof q[0]);
-            assert_same("quantize (d)", k, n, d[0], d[1], sizeof d[0]);
-            assert_same("quantize (sum)", k, n, sum[0], sum[1], sizeof sum[0]);
+            memset(blocks, 1, sizeof blocks);
+            SCALAR->quantize(x, n, blocks[0]);
+            k->quantize(x, n, blocks[1]);
+            assert_same("quantize", k, n, blocks[0], blocks[1], sizeof blocks[0]);
         }
 }
 
@@ -177,32 +173,31 @@ static void quantize_is_right(void **state) {
     (void)state;
     struct test_rng rng = test_rng_init(5);
     for (int round = 0; round < 300; round++) {
-        float x[32], d;
-        int8_t q[32];
-        int32_t sum, halves[2] = {0, 0};
+        float x[32];
+        struct moge_act_block block;
+        int32_t halves[2] = {0, 0};
         float magnitude = ldexpf(1.0f, test_below(&rng, 200) - 100);
         double largest = 0;
         for (int i = 0; i < 32; i++) {
             x[i] = test_float(&rng) * magnitude;
             largest = fmax(largest, fabs((double)x[i]));
         }
-        SCALAR->quantize(x, 32, q, &d, &sum);
-        assert_true(fabs((double)d * 127.0 / largest - 1.0) < 1e-6);
+        SCALAR->quantize(x, 32, &block);
+        assert_true(fabs((double)block.d * 127.0 / largest - 1.0) < 1e-6);
         for (int i = 0; i < 32; i++) {
-            assert_true(fabs((double)q[i] - (double)x[i] * 127.0 / largest) < 0.5001);
-            halves[i / 2 % 2] += q[i];
+            assert_true(fabs((double)block.q[i] - (double)x[i] * 127.0 / largest) < 0.5001);
+            halves[i / 2 % 2] += block.q[i];
         }
         int16_t expected[2] = {(int16_t)(-8 * halves[0]), (int16_t)(-8 * halves[1])};
-        assert_memory_equal(&sum, expected, sizeof sum);
+        assert_memory_equal(&block.sum, expected, sizeof block.sum);
     }
-    float zero[32] = {0}, d = 1, half[32] = {127.0f, 0.5f, 1.5f, 2.5f, -0.5f, -1.5f};
-    int8_t q[32] = {1};
-    int32_t sum = 1;
-    SCALAR->quantize(zero, 32, q, &d, &sum);
-    assert_true(d == 0.0f && sum == 0 && q[0] == 0);
-    SCALAR->quantize(half, 32, q, &d, &sum);
+    float zero[32] = {0}, half[32] = {127.0f, 0.5f, 1.5f, 2.5f, -0.5f, -1.5f};
+    struct moge_act_block block = {1, 1, {1}};
+    SCALAR->quantize(zero, 32, &block);
+    assert_true(block.d == 0.0f && block.sum == 0 && block.q[0] == 0);
+    SCALAR->quantize(half, 32, &block);
     const int8_t even[6] = {127, 0, 2, 2, 0, -2};
-    assert_memory_equal(q, even, sizeof even);
+    assert_memory_equal(block.q, even, sizeof even);
 }
 
 /* ---- panels ---- */
@@ -210,7 +205,7 @@ static void quantize_is_right(void **state) {
 static struct panel_case panel_case;
 
 typedef void panels_fn(const void *panels, int32_t n_panels, int32_t n_in,
-                       const struct moge_qrow *rows, int32_t n_rows, float *const *out);
+                       const struct moge_act_block *const *rows, int32_t n_rows, float *const *out);
 
 static panels_fn *panels_slot(const struct moge_kernels *k, enum moge_type type) {
     return type == MOGE_TYPE_Q8_0 ? k->panels_q8_0 : k->panels_q4_0;
@@ -276,21 +271,20 @@ static void wide_fill(struct test_rng *rng, uint8_t *panels, int32_t n_blocks, s
         }
 }
 
-/* So wide and so many that levels which keep panels or activations near take them in parts. */
+/* Wider than what the nearest cache holds, and more than the rows of any tile. */
 static void wide_panels_are_the_same(void **state) {
     (void)state;
     struct test_rng rng = test_rng_init(11);
     _Alignas(64) static uint8_t panels[WIDE_PANELS * WIDE_MAX / 32 * MOGE_PANEL_Q8_0_BYTES];
-    static int8_t q[WIDE_ROWS][WIDE_MAX];
-    static float d[WIDE_ROWS][WIDE_MAX / 32], x[WIDE_MAX];
-    static int32_t sum[WIDE_ROWS][WIDE_MAX / 32];
+    static struct moge_act_block blocks[WIDE_ROWS][WIDE_MAX / 32];
+    static float x[WIDE_MAX];
     float values[2][WIDE_ROWS][8 * WIDE_PANELS], *out[2][WIDE_ROWS];
-    struct moge_qrow rows[WIDE_ROWS];
+    const struct moge_act_block *rows[WIDE_ROWS];
     for (int r = 0; r < WIDE_ROWS; r++) {
         for (int i = 0; i < WIDE_MAX; i++)
             x[i] = test_float(&rng);
-        SCALAR->quantize(x, WIDE_MAX, q[r], d[r], sum[r]);
-        rows[r] = (struct moge_qrow){q[r], d[r], sum[r]};
+        SCALAR->quantize(x, WIDE_MAX, blocks[r]);
+        rows[r] = blocks[r];
         out[0][r] = values[0][r], out[1][r] = values[1][r];
     }
     for (int type = 0; type < 2; type++)

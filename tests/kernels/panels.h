@@ -26,10 +26,8 @@ struct panel_case {
     int32_t n_panels;
     int32_t w[8 * PANELS_MAX][PANEL_BLOCKS_MAX * 32];
     uint16_t w_d[8 * PANELS_MAX][PANEL_BLOCKS_MAX];
-    int8_t q[PANEL_ROWS_MAX][PANEL_BLOCKS_MAX * 32];
-    float d[PANEL_ROWS_MAX][PANEL_BLOCKS_MAX];
-    int32_t sum[PANEL_ROWS_MAX][PANEL_BLOCKS_MAX];
-    struct moge_qrow rows[PANEL_ROWS_MAX];
+    struct moge_act_block x[PANEL_ROWS_MAX][PANEL_BLOCKS_MAX];
+    const struct moge_act_block *rows[PANEL_ROWS_MAX];
     float values[PANEL_ROWS_MAX][8 * PANELS_MAX];
     float *out[PANEL_ROWS_MAX];
     _Alignas(64) uint8_t panels[PANELS_MAX * PANEL_BLOCKS_MAX * MOGE_PANEL_Q8_0_BYTES];
@@ -89,17 +87,18 @@ static inline void panel_case_fill(struct panel_case *c, struct test_rng *rng, e
     }
     for (int r = 0; r < PANEL_ROWS_MAX; r++) {
         for (int b = 0; b < n_blocks; b++) {
-            c->d[r][b] =
+            struct moge_act_block *block = &c->x[r][b];
+            block->d =
                 filling == PANEL_SCALES ? x_scales[test_below(rng, 6)] : test_float(rng) + 1.0f;
             int32_t halves[2] = {0, 0};
-            for (int i = 32 * b; i < 32 * b + 32; i++) {
+            for (int i = 0; i < 32; i++) {
                 int32_t q = largest ? 254 * test_below(rng, 2) - 127 : test_below(rng, 255) - 127;
-                c->q[r][i] = (int8_t)(one_sign ? (r & 1 ? 127 : -127) : q);
-                halves[i / 2 % 2] += c->q[r][i];
+                block->q[i] = (int8_t)(one_sign ? (r & 1 ? 127 : -127) : q);
+                halves[i / 2 % 2] += block->q[i];
             }
-            c->sum[r][b] = moge_qsum(halves[0], halves[1]);
+            block->sum = moge_qsum(halves[0], halves[1]);
         }
-        c->rows[r] = (struct moge_qrow){c->q[r], c->d[r], c->sum[r]};
+        c->rows[r] = c->x[r];
         c->out[r] = c->values[r];
     }
     panel_case_pack(c);
@@ -117,10 +116,10 @@ static inline double panel_case_dot(const struct panel_case *c, int r, int j, do
     *magnitude = 0;
     for (int b = 0; b < c->n_blocks; b++) {
         int64_t products = 0;
-        for (int i = 32 * b; i < 32 * b + 32; i++)
-            products += (int64_t)c->w[j][i] * c->q[r][i];
+        for (int i = 0; i < 32; i++)
+            products += (int64_t)c->w[j][32 * b + i] * c->x[r][b].q[i];
         /* The product of the scales is rounded to float, which matters when it is denormal. */
-        float scale = (float)panel_half(c->w_d[j][b]) * c->d[r][b];
+        float scale = (float)panel_half(c->w_d[j][b]) * c->x[r][b].d;
         dot += (double)products * (double)scale;
         *magnitude += fabs((double)products * (double)scale);
     }
