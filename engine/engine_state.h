@@ -5,6 +5,8 @@
 #ifndef MOGE_ENGINE_STATE_H
 #define MOGE_ENGINE_STATE_H
 
+#include <stdatomic.h>
+
 #include "engine/model.h"
 #include "moge/engine.h"
 
@@ -69,6 +71,7 @@ struct moge_engine {
     int32_t n_passes_alone; /* since the last shared one, at most CROWDED_PASSES */
     int32_t n_active; /* threads that take part: all, or 1 when a pass is too small to share */
     int32_t n_rows, n_logits;
+    atomic_int n_taken;     /* units of this part of the pass; relaxed, meetings order the parts */
     struct moge_row *rows;  /* [n_rows_max] */
     int32_t *logits_of;     /* [n_logits_max] row of the batch that a row of logits belongs to */
     float *x;               /* [n_rows_max, dim] the residual stream */
@@ -120,6 +123,19 @@ static inline bool moge_is_quantized(const struct moge_matrix *matrix) {
 
 /* The whole pass as one thread of the pool runs it; arg is the engine. */
 void moge_forward_thread(void *arg, int i_thread, int n_threads);
+
+/* A part of the pass between two meetings may be cut into units that threads take one by one, so
+ * that one which is held up keeps nobody waiting.  The next unit, from 0 on.  Every active thread
+ * takes until it is refused: the part has no such unit. */
+int32_t moge_forward_take(struct moge_engine *engine);
+/* This thread was refused `unit` of a part of n_units; whoever is last makes ready for the next. */
+void moge_forward_refused(struct moge_engine *engine, int32_t unit, int32_t n_units);
+
+/* Takes outputs *begin..*end of n that are cut evenly.  False: this thread was refused. */
+bool moge_forward_take_outputs(struct moge_engine *engine, int32_t n, int32_t *begin, int32_t *end);
+
+/* Outputs of a unit, of n: whole blocks, for about n_units units, but at most `most`. */
+int32_t moge_forward_unit(int32_t n, int32_t n_units, int32_t most);
 
 /* act row i = norm(row `row` of x), quantised too if asked. */
 void moge_forward_normalise(const struct moge_engine *engine, const float *weight, int32_t row,

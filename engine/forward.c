@@ -6,12 +6,13 @@
  *      for each layer:
  *        q, k, v = W norm(x) + b               KV heads shared out  (meet unless heads are apart)
  *        a = attend(q, K, V)                   KV heads shared out  meet: W_o reads all heads
- *        x += W_o a + b                        outputs shared out   meet: norm reads whole rows
+ *        x += W_o a + b                        outputs taken        meet: norm reads whole rows
  *        experts, weights = route(norm(x))     done by everybody    (meet if that is too dear)
- *        h = silu(gate norm(x)) * up norm(x)   experts shared out   meet: down reads whole h
- *        x += weight * down(h)                 outputs shared out   meet: norm reads whole rows
- *      logits = W_out norm(x)                  outputs shared out   only rows that want them
+ *        h = silu(gate norm(x)) * up norm(x)   outputs taken        meet: down reads whole h
+ *        x += weight * down(h)                 outputs taken        meet: norm reads whole rows
+ *      logits = W_out norm(x)                  outputs taken        only rows that want them
  *
+ * What is shared out is divided evenly beforehand; what is taken, unit by unit by whoever is free.
  * So a layer takes four meetings; a fifth where the KV heads do not divide among the threads.  What
  * a matrix reads has to be normalised and quantised first.  For a few rows every thread does that
  * for itself; for many, rows are shared out and threads meet once more in either half of a layer.
@@ -24,6 +25,38 @@ struct pass {
     struct moge_engine *engine;
     int i_thread, n_threads;
 };
+
+/* Long units leave more to wait for at a meeting, short ones begin more often at memory that nobody
+ * has asked for yet. */
+#define UNITS_EACH 2
+#define UNIT_MOST  512
+
+int32_t moge_forward_take(struct moge_engine *engine) {
+    return atomic_fetch_add_explicit(&engine->n_taken, 1, memory_order_relaxed);
+}
+
+void moge_forward_refused(struct moge_engine *engine, int32_t unit, int32_t n_units) {
+    if (unit == n_units + engine->n_active - 1)
+        atomic_store_explicit(&engine->n_taken, 0, memory_order_relaxed);
+}
+
+int32_t moge_forward_unit(int32_t n, int32_t n_units, int32_t most) {
+    int32_t n_blocks = (n / n_units + MOGE_QBLOCK - 1) / MOGE_QBLOCK, size = n_blocks * MOGE_QBLOCK;
+    return size < MOGE_QBLOCK ? MOGE_QBLOCK : size < most ? size : most;
+}
+
+bool moge_forward_take_outputs(struct moge_engine *engine, int32_t n, int32_t *begin,
+                               int32_t *end) {
+    int32_t size = moge_forward_unit(n, UNITS_EACH * engine->n_active, UNIT_MOST);
+    int32_t unit = moge_forward_take(engine), n_units = (n + size - 1) / size;
+    if (unit >= n_units) {
+        moge_forward_refused(engine, unit, n_units);
+        return false;
+    }
+    *begin = unit * size;
+    *end = n - *begin < size ? n : *begin + size;
+    return true;
+}
 
 void moge_forward_normalise(const struct moge_engine *engine, const float *weight, int32_t row,
                             struct moge_act *act, int32_t i, bool quantise) {
@@ -102,11 +135,13 @@ static void qkv(const struct pass *p, const struct moge_layer *layer) {
 static void attention_output(const struct pass *p, const struct moge_layer *layer) {
     struct moge_engine *engine = p->engine;
     int32_t begin, end, dim = layer->o.n_out;
-    share_of(p, dim, moge_gemm_grain(layer->o.type), &begin, &end);
-    project(p, &layer->o, layer->o_bias, &engine->attn, engine->n_rows, begin, end, engine->delta);
-    for (int32_t i = 0; i < engine->n_rows && begin < end; i++) {
-        size_t at = (size_t)i * (size_t)dim + (size_t)begin;
-        engine->kernels->add(engine->x + at, engine->delta + at, end - begin);
+    while (moge_forward_take_outputs(engine, dim, &begin, &end)) {
+        project(p, &layer->o, layer->o_bias, &engine->attn, engine->n_rows, begin, end,
+                engine->delta);
+        for (int32_t i = 0; i < engine->n_rows; i++) {
+            size_t at = (size_t)i * (size_t)dim + (size_t)begin;
+            engine->kernels->add(engine->x + at, engine->delta + at, end - begin);
+        }
     }
 }
 
@@ -118,8 +153,8 @@ static void head(const struct pass *p) {
         return;
     const struct moge_act *in = normalise(p, engine->model->output_norm, engine->logits_of,
                                           engine->n_logits, moge_is_quantized(output));
-    share_of(p, output->n_out, moge_gemm_grain(output->type), &begin, &end);
-    project(p, output, NULL, in, engine->n_logits, begin, end, engine->logits);
+    while (moge_forward_take_outputs(engine, output->n_out, &begin, &end))
+        project(p, output, NULL, in, engine->n_logits, begin, end, engine->logits);
 }
 
 void moge_forward_thread(void *arg, int i_thread, int n_threads) {

@@ -6,20 +6,18 @@
  *      meet
  *      phase 2   x[row]      += weight[pair] * down_e(hidden[pair])
  *
- * Phase 1 lays the outputs of the shared and of all touched experts end to end and cuts the line
- * into stretches of equal cost, one a thread: each weight is read once, by one thread.
- * Phase 2 gives every thread the same columns of x for all experts, so that a thread adds up its
- * own outputs in one order: the shared expert first, then experts ascending (which for MoGE is the
+ * A unit of phase 1 is a range of hidden outputs of one expert: each weight is read once, by one
+ * thread.  One of phase 2 is a range of columns of x through all experts, so that whoever takes it
+ * adds them up in one order: the shared expert first, then experts ascending (which for MoGE is the
  * order of the groups).  The order of a row's sum thus depends on that row's choice alone. */
 #include <string.h>
 
 #include "engine/engine_state.h"
 
-/* Phase 1 is cut in units of so many outputs: whole blocks, because whoever computed them quantises
- * them; and whole units of moge_gemm. */
-#define UNIT MOGE_QBLOCK
-/* Outputs of gate and up that are computed in turns, while they are in the nearest cache. */
-#define COLUMNS (4 * UNIT)
+/* Units of phase 1 do not divide every FFN, so there are more of them than of one matrix; and gate
+ * and up go together, so they have half as many outputs. */
+#define UNITS_EACH 8
+#define UNIT_MOST  256
 
 /* ---- routing ---- */
 
@@ -185,24 +183,28 @@ static struct ffn ffn_expert(const struct moge_engine *engine, const struct moge
                         .up_out = engine->up + (ptrdiff_t)first * engine->model->expert_dim};
 }
 
+/* Expert e, or the shared one for -1. */
+static struct ffn ffn_at(const struct moge_engine *engine, const struct moge_layer *layer,
+                         const struct routing *routing, const struct moge_worker *worker,
+                         int32_t e) {
+    return e < 0 ? ffn_shared(engine, layer, routing) : ffn_expert(engine, layer, worker, e);
+}
+
 /* hidden = silu(gate(in)) * up(in) for outputs begin..end, quantised if down wants it. */
 static void gate_up(const struct moge_engine *engine, const struct ffn *ffn,
                     const struct moge_act *in, int32_t begin, int32_t end, void *scratch) {
     const struct moge_kernels *kernels = engine->kernels;
     const struct moge_act *hidden = &ffn->hidden;
     size_t stride = (size_t)ffn->gate->n_out;
-    for (int32_t o = begin; o < end; o += COLUMNS) {
-        int32_t n = end - o < COLUMNS ? end - o : COLUMNS;
-        moge_gemm(kernels, ffn->gate, in, ffn->rows, ffn->n_rows, o, o + n, NULL, hidden->f32,
-                  stride, scratch);
-        moge_gemm(kernels, ffn->up, in, ffn->rows, ffn->n_rows, o, o + n, NULL, ffn->up_out, stride,
-                  scratch);
-        for (int32_t i = 0; i < ffn->n_rows; i++) {
-            size_t at = (size_t)i * stride + (size_t)o;
-            kernels->silu_mul(hidden->f32 + at, ffn->up_out + at, n);
-            if (moge_is_quantized(ffn->down))
-                moge_act_quantize(hidden, kernels, i, o, n);
-        }
+    moge_gemm(kernels, ffn->gate, in, ffn->rows, ffn->n_rows, begin, end, NULL, hidden->f32, stride,
+              scratch);
+    moge_gemm(kernels, ffn->up, in, ffn->rows, ffn->n_rows, begin, end, NULL, ffn->up_out, stride,
+              scratch);
+    for (int32_t i = 0; i < ffn->n_rows; i++) {
+        size_t at = (size_t)i * stride + (size_t)begin;
+        kernels->silu_mul(hidden->f32 + at, ffn->up_out + at, end - begin);
+        if (moge_is_quantized(ffn->down))
+            moge_act_quantize(hidden, kernels, i, begin, end - begin);
     }
 }
 
@@ -217,47 +219,6 @@ static void down_add(const struct moge_engine *engine, const struct ffn *ffn, in
         engine->kernels->axpy(x, ffn->weights ? ffn->weights[i] : 1,
                               engine->delta + (size_t)i * dim + begin, end - begin);
     }
-}
-
-/* The line of all units of phase 1, and the stretch of it that is this thread's. */
-struct line {
-    int64_t at, begin, end;
-};
-
-/* A unit costs its weights' way from memory and a product for each row. */
-static int64_t unit_cost(int32_t n_rows) {
-    return n_rows == 0 ? 0 : 2 + n_rows;
-}
-
-static int32_t units_of(const struct moge_matrix *gate) {
-    return (gate->n_out + UNIT - 1) / UNIT;
-}
-
-static struct line line_begin(const struct moge_engine *engine, const struct moge_layer *layer,
-                              const int32_t *expert_begin, int i_thread) {
-    int64_t total = 0;
-    if (layer->gate.n_out > 0)
-        total += units_of(&layer->gate) * unit_cost(engine->n_rows);
-    for (int32_t e = 0; e < layer->router.n_out; e++)
-        total += units_of(&layer->gate_exps[e]) * unit_cost(expert_begin[e + 1] - expert_begin[e]);
-    return (struct line){.begin = total * i_thread / engine->n_active,
-                         .end = total * (i_thread + 1) / engine->n_active};
-}
-
-/* The first unit of an FFN at `at` that begins at or behind `bound`. */
-static int32_t unit_at(int64_t at, int64_t bound, int64_t cost, int32_t n_units) {
-    int64_t unit = bound <= at ? 0 : (bound - at + cost - 1) / cost;
-    return (int32_t)(unit < n_units ? unit : n_units);
-}
-
-/* Takes the next FFN of the line: outputs begin..end of it are this thread's. */
-static void line_next(struct line *line, const struct ffn *ffn, int32_t *begin, int32_t *end) {
-    int32_t n_units = units_of(ffn->gate), n_out = ffn->gate->n_out;
-    int64_t cost = unit_cost(ffn->n_rows);
-    *begin = unit_at(line->at, line->begin, cost, n_units) * UNIT;
-    *end = unit_at(line->at, line->end, cost, n_units) * UNIT;
-    *end = *end < n_out ? *end : n_out;
-    line->at += cost * n_units;
 }
 
 static void count_experts(struct moge_engine *engine, const struct moge_layer *layer,
@@ -277,16 +238,34 @@ static void count_experts(struct moge_engine *engine, const struct moge_layer *l
     }
 }
 
-/* This thread's columns of x.  The same for all FFNs, whatever types their matrices have. */
-static void columns_of(const struct moge_engine *engine, const struct moge_layer *layer,
-                       int i_thread, int32_t *begin, int32_t *end) {
-    int32_t grain = 1;
-    if (layer->gate.n_out > 0)
-        grain = moge_gemm_grain(layer->down.type);
+/* Outputs of a unit of phase 1. */
+static int32_t hidden_unit(const struct moge_engine *engine, const struct moge_layer *layer,
+                           const int32_t *expert_begin) {
+    int32_t n_out = layer->gate.n_out;
     for (int32_t e = 0; e < layer->router.n_out; e++)
-        if (moge_gemm_grain(layer->down_exps[e].type) > grain)
-            grain = moge_gemm_grain(layer->down_exps[e].type);
-    moge_threads_split(engine->model->info.dim, grain, i_thread, engine->n_active, begin, end);
+        if (expert_begin[e + 1] > expert_begin[e])
+            n_out += layer->gate_exps[e].n_out;
+    return moge_forward_unit(n_out, UNITS_EACH * engine->n_active, UNIT_MOST);
+}
+
+/* Phase 1: units of one FFN after the other. */
+static void hidden_run(struct moge_engine *engine, const struct moge_layer *layer,
+                       const struct routing *routing, const struct moge_worker *worker) {
+    int32_t size = hidden_unit(engine, layer, worker->expert_begin);
+    int32_t unit = moge_forward_take(engine), first = 0; /* of this FFN */
+    for (int32_t e = -1; e < layer->router.n_out; e++) {
+        struct ffn ffn = ffn_at(engine, layer, routing, worker, e);
+        if (ffn.n_rows == 0)
+            continue;
+        int32_t n_out = ffn.gate->n_out, n_units = (n_out + size - 1) / size;
+        for (; unit < first + n_units; unit = moge_forward_take(engine)) {
+            int32_t begin = (unit - first) * size, left = n_out - begin;
+            gate_up(engine, &ffn, routing->in, begin, begin + (left < size ? left : size),
+                    worker->gemm);
+        }
+        first += n_units;
+    }
+    moge_forward_refused(engine, unit, first);
 }
 
 void moge_moe_run(struct moge_engine *engine, const struct moge_layer *layer, int i_thread) {
@@ -297,21 +276,12 @@ void moge_moe_run(struct moge_engine *engine, const struct moge_layer *layer, in
         group_by_expert(engine, &routing, worker);
     if (i_thread == 0)
         count_experts(engine, layer, worker->expert_begin);
-    struct line line = line_begin(engine, layer, worker->expert_begin, i_thread);
-    for (int32_t e = -1; e < n_experts; e++) { /* -1: the shared one */
-        struct ffn ffn =
-            e < 0 ? ffn_shared(engine, layer, &routing) : ffn_expert(engine, layer, worker, e);
-        if (ffn.n_rows == 0)
-            continue;
-        line_next(&line, &ffn, &begin, &end);
-        gate_up(engine, &ffn, routing.in, begin, end, worker->gemm);
-    }
+    hidden_run(engine, layer, &routing, worker);
     moge_engine_meet(engine);
-    columns_of(engine, layer, i_thread, &begin, &end);
-    for (int32_t e = -1; e < n_experts && begin < end; e++) {
-        struct ffn ffn =
-            e < 0 ? ffn_shared(engine, layer, &routing) : ffn_expert(engine, layer, worker, e);
-        if (ffn.n_rows > 0)
-            down_add(engine, &ffn, begin, end, worker->gemm);
-    }
+    while (moge_forward_take_outputs(engine, engine->model->info.dim, &begin, &end))
+        for (int32_t e = -1; e < n_experts; e++) {
+            struct ffn ffn = ffn_at(engine, layer, &routing, worker, e);
+            if (ffn.n_rows > 0)
+                down_add(engine, &ffn, begin, end, worker->gemm);
+        }
 }

@@ -96,6 +96,25 @@ static void levels_change_nothing(void **state) {
     }
 }
 
+/* Whoever takes them and whenever, units are every output once, and the next part begins anew. */
+static void units_are_taken_once(void **state) {
+    (void)state;
+    static const int32_t widths[] = {1, 31, 32, 33, 64, 96, 500, 2048, 32000};
+    for (int n_threads = 1; n_threads <= 16; n_threads++)
+        for (size_t w = 0; w < sizeof widths / sizeof widths[0]; w++) {
+            struct moge_engine engine = {.n_active = n_threads};
+            int32_t begin = 0, end = 0, at = 0;
+            for (; moge_forward_take_outputs(&engine, widths[w], &begin, &end); at = end) {
+                assert_int_equal(begin, at);
+                assert_true(begin < end && end - begin <= 512 && begin % MOGE_QBLOCK == 0);
+            }
+            assert_int_equal(at, widths[w]);
+            for (int i = 1; i < n_threads; i++)
+                assert_false(moge_forward_take_outputs(&engine, widths[w], &begin, &end));
+            assert_int_equal(moge_forward_take(&engine), 0);
+        }
+}
+
 /* Passes that are worth sharing and passes that are not, in turns, on one engine. */
 static void sharing_changes_nothing(void **state) {
     (void)state;
@@ -185,6 +204,7 @@ int main(void) {
         cmocka_unit_test(chunks_change_nothing),
         cmocka_unit_test(neighbours_pages_and_threads_change_nothing),
         cmocka_unit_test(levels_change_nothing),
+        cmocka_unit_test(units_are_taken_once),
         cmocka_unit_test(sharing_changes_nothing),
         cmocka_unit_test(wrong_guesses_leave_no_trace),
         cmocka_unit_test(shared_pages_serve_both),
