@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # What `cmake --install` puts where, and where moged looks for the model pair it comes with.
 if(TARGET moge_server)
-  set_property(SOURCE ${CMAKE_SOURCE_DIR}/server/boot.c APPEND PROPERTY COMPILE_DEFINITIONS
+  set_property(SOURCE ${CMAKE_SOURCE_DIR}/server/models.c APPEND PROPERTY COMPILE_DEFINITIONS
                MOGE_DATA_DIR="${CMAKE_INSTALL_FULL_DATADIR}/moged" MOGE_MODELS_DIR="${CMAKE_SOURCE_DIR}/models")
 endif()
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Everything that is needed to serve, put together in order and taken apart in reverse: threads,
- * models, KV cache, engine, draft, scheduler, one warm-up step through all of them, and then the
- * engine thread.  Knows nothing of sockets.  Main thread. */
+ * models (models.h), KV cache, engine, draft, scheduler (parts.h), one warm-up step through all of
+ * them (warm.h), and then the engine thread.  Knows nothing of sockets.  Main thread. */
 #ifndef MOGE_BOOT_H
 #define MOGE_BOOT_H
 
@@ -20,6 +20,7 @@ struct moge_boot {
     bool embedded; /* serves the pair that comes with moged */
     struct moge_threads *threads;
     struct moge_model *model, *draft_model;
+    int32_t n_context, n_pages; /* KV pages of all requests */
     struct moge_kv *kv;
     struct moge_engine *engine;
     struct moge_draft *draft;
@@ -46,6 +47,8 @@ void moge_boot_stop(struct moge_boot *boot, bool abort);
 /* Waits for the engine thread to finish what is there, unless told before to give it up.  Accepts
  * NULL. */
 void moge_boot_join(struct moge_boot *boot);
+
+int64_t moge_boot_now_ns(void); /* of the monotonic clock */
 
 /* Joins the engine thread and frees everything; accepts NULL and what a failed open left. */
 void moge_boot_close(struct moge_boot *boot);
