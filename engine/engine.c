@@ -314,6 +314,7 @@ int moge_engine_forward(struct moge_engine *engine, struct moge_batch *batch) {
            (size_t)engine->model->info.n_layers * sizeof *engine->layer_experts);
     memset(engine->group_pairs, 0,
            (size_t)engine->model->info.n_groups * sizeof *engine->group_pairs);
+    moge_ahead_decide(engine);
     if (sharing)
         moge_threads_run(engine->threads, moge_forward_thread, engine);
     else if (engine->n_rows > 0)

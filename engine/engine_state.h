@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What an engine holds: the KV arena and the scratch of one forward, all sized at start.  Shared by
  * the files that make up the pass: engine.c (life and checks), forward.c (the pass), attn.c, moe.c,
- * router.c. */
+ * router.c, ahead.c. */
 #ifndef MOGE_ENGINE_STATE_H
 #define MOGE_ENGINE_STATE_H
 
@@ -68,6 +68,8 @@ struct moge_engine {
     int64_t pass_macs_alone;   /* a pass with no more is one thread's */
     int64_t router_macs_alone; /* a router with no more is evaluated by every thread */
     /* ---- one forward ---- */
+    int64_t n_disk_waits;   /* of the process, when last looked at; 0: never */
+    int32_t reads_ahead;    /* passes that still ask for experts ahead */
     int32_t n_passes_alone; /* since the last shared one, at most CROWDED_PASSES */
     int32_t n_active; /* threads that take part: all, or 1 when a pass is too small to share */
     int32_t n_rows, n_logits;
@@ -120,6 +122,12 @@ static inline void moge_engine_meet(const struct moge_engine *engine) {
 static inline bool moge_is_quantized(const struct moge_matrix *matrix) {
     return matrix->type == MOGE_TYPE_Q8_0 || matrix->type == MOGE_TYPE_Q4_0;
 }
+
+/* Whether experts are to be read before they are used: decided before each pass. */
+void moge_ahead_decide(struct moge_engine *engine);
+
+/* Asks for weights that lie in the mapped file; returns at once. */
+void moge_ahead_read(const void *weights, size_t bytes);
 
 /* The whole pass as one thread of the pool runs it; arg is the engine. */
 void moge_forward_thread(void *arg, int i_thread, int n_threads);

@@ -232,9 +232,12 @@ static void count_experts(struct moge_engine *engine, const struct moge_layer *l
         const struct moge_matrix *m[] = {&layer->gate_exps[e], &layer->up_exps[e],
                                          &layer->down_exps[e]};
         engine->stats.experts_touched++;
-        for (int i = 0; i < 3; i++)
-            engine->stats.weight_bytes +=
-                (int64_t)moge_matrix_bytes(m[i]->type, m[i]->n_out, m[i]->n_in);
+        for (int i = 0; i < 3; i++) {
+            size_t bytes = moge_matrix_bytes(m[i]->type, m[i]->n_out, m[i]->n_in);
+            engine->stats.weight_bytes += (int64_t)bytes;
+            if (engine->reads_ahead > 0)
+                moge_ahead_read(m[i]->data, bytes);
+        }
     }
 }
 
