@@ -25,7 +25,7 @@ class Engine:
     def __init__(self, moge, options, most_rows, prefill):
         self.process = subprocess.Popen(
             [moge, "bench", "engine", "--model", options.model, "--threads", str(options.threads), "--rows",
-             str(most_rows), "--prefill", str(prefill), "--repeats", "3",
+             str(most_rows), "--prefill", str(prefill), "--repeats", "1",
              "--seconds", "0.2", "--json", "--stdin"]
             + (["--isa", options.isa] if options.isa else []),
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
