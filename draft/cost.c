@@ -6,12 +6,14 @@
 
 #include "moge/err.h"
 
+#define LEVEL MOGE_COST_KNOTS /* where the level stands among what is believed */
+
 /* Variances are of logarithms: relative.  How much the machine may get slower or faster from one
  * step to the next, all sizes alike; and how much a single size may, compared with the others. */
 #define LEVEL_DRIFT (0.01 * 0.01)
-#define KNOT_DRIFT  (0.05 * 0.05 / 1000)
+#define KNOT_DRIFT  (0.05 * 0.05 / 500)
 /* A knot that was never measured lies so far off the curve through its neighbours, or beyond all
- * that were; one that was, at most so far as long as nothing measures it again. */
+ * that were; one that was drifts so far at most. */
 #define INSIDE_VAR   (0.1 * 0.1)
 #define OUTSIDE_VAR  (0.4 * 0.4)
 #define KNOT_VAR_MAX (0.15 * 0.15)
@@ -26,10 +28,10 @@
 #define FADE_SPREAD  32.0
 /* A measurement further off is a disturbance (another process ran) and counts as this far off. */
 #define OUTLIER_SPREADS 2.5
-/* Lately all are off to the same side by so much: costs have changed, nothing is certain. */
-#define FADE_BIAS    8.0
-#define BIAS_SPREADS 1.2
-#define CHANGED_VAR  (0.2 * 0.2)
+/* How much slower or faster the machine may be after two of them; and how much a size, compared
+ * with others, after one that came with a change of size. */
+#define CHANGED_VAR  (0.4 * 0.4)
+#define SURPRISE_VAR (0.05 * 0.05)
 /* The drafter's measurements fade to 1/e after so many. */
 #define FADE_GUESS 64.0
 #define OUTLIER    3.0
@@ -80,11 +82,11 @@ static int knots_pool(const struct moge_step_cost *cost, int *known, double *ns)
     int len[MOGE_COST_KNOTS], n_known = 0, n_pools = 0;
     double pool_ns[MOGE_COST_KNOTS];
     for (int i = 0; i < MOGE_COST_KNOTS; i++) {
-        if (cost->knot_var[i] == 0)
+        if (cost->cov[i][i] == 0)
             continue;
         known[n_known++] = i;
-        pool_ns[n_pools] = exp(cost->level + cost->knot[i]);
-        weight[n_pools] = 1 / cost->knot_var[i];
+        pool_ns[n_pools] = exp(cost->mean[LEVEL] + cost->mean[i]);
+        weight[n_pools] = 1 / cost->cov[i][i];
         len[n_pools++] = 1;
         while (n_pools > 1 && pool_ns[n_pools - 2] > pool_ns[n_pools - 1]) {
             int to = n_pools - 2, from = n_pools - 1;
@@ -132,70 +134,133 @@ static void knots_fit(struct moge_step_cost *cost) {
 /* Whether a knot lies between known ones. */
 static bool knot_is_inside(const struct moge_step_cost *cost, int i) {
     while (++i < MOGE_COST_KNOTS)
-        if (cost->knot_var[i] > 0)
+        if (cost->cov[i][i] > 0)
             return true;
     return false;
 }
 
 /* How far a measurement lies off the curve, no further than it is believed; learns how far they
- * usually do.  var: of what is believed about the curve there. */
-static double deviation(struct moge_step_cost *cost, double expected_ns, double ns, double var) {
-    double sd = sqrt(var + cost->spread * cost->spread), off = log(ns / expected_ns);
+ * usually do.  One that is far off is a disturbance; two in a row, to the same side, say that the
+ * machine has become slower or faster.  var: of what is believed about the curve there. */
+static double deviation(struct moge_step_cost *cost, double off, double *var) {
+    double spread2 = cost->spread * cost->spread, most = OUTLIER_SPREADS * sqrt(*var + spread2);
+    int32_t side = (off > most) - (off < -most);
+    if (side != 0 && side == cost->off_side) {
+        cost->cov[LEVEL][LEVEL] += CHANGED_VAR;
+        *var += CHANGED_VAR;
+    }
+    cost->off_side = side;
+    double sd = sqrt(*var + spread2);
     off = fmin(fmax(off, -OUTLIER_SPREADS * sd), OUTLIER_SPREADS * sd);
     double share = cost->spread / sd; /* of the deviation that is the measurement's */
     cost->spread += (1.25 * fabs(off) * share - cost->spread) / FADE_SPREAD;
     cost->spread = fmax(cost->spread, SPREAD_MIN);
-    cost->bias += (off / sd - cost->bias) / FADE_BIAS;
-    if (fabs(cost->bias) > BIAS_SPREADS) {
-        cost->level_var = fmax(cost->level_var, CHANGED_VAR);
-        for (int i = 0; i < MOGE_COST_KNOTS; i++)
-            if (cost->knot_var[i] > 0)
-                cost->knot_var[i] = fmax(cost->knot_var[i], CHANGED_VAR);
-        cost->bias = 0;
-    }
     return off;
 }
 
 /* So many rows never take longer than several steps of fewer: a first measurement that says more is
  * disturbed, and would keep the size, and all above it, from being tried again. */
 static double plausible(const struct moge_step_cost *cost, int below, int32_t n_rows, double ns) {
-    while (below >= 0 && cost->knot_var[below] == 0)
+    while (below >= 0 && cost->cov[below][below] == 0)
         below--;
     return below < 0 ? ns : fmin(ns, cost->fit_ns[below] * n_rows / knot_rows(below));
 }
 
-/* A measurement says something about the level of all sizes and about the size that it is of: each
- * takes the part of the deviation that its uncertainty suggests (a Kalman filter without
- * covariances).  So other programs, which slow down steps of all sizes, move the level only, and
- * the choice, which rests on how sizes compare, does not follow every such wave. */
-static void knots_add(struct moge_step_cost *cost, int32_t n_rows, double ns) {
+/* What a step of n_rows is made of: the level, and the one or two knots that it lies between. */
+struct parts {
+    int at[3];
+    double weight[3];
+    int n;
+};
+
+static struct parts parts_of(int32_t n_rows) {
     double share;
     int below = knot_below(n_rows, &share);
     share = fmin(share, 1);
-    double weights[2] = {1 - share, share}, var = 0;
-    double *vars = &cost->knot_var[below];
-    if (vars[share > 0] == 0)
-        ns = plausible(cost, below, n_rows, ns);
+    struct parts parts = {.at = {LEVEL}, .weight = {1}, .n = 1};
+    for (int i = 0; i < 2; i++) {
+        double weight = i ? share : 1 - share;
+        if (weight == 0)
+            continue;
+        parts.at[parts.n] = below + i;
+        parts.weight[parts.n++] = weight;
+    }
+    return parts;
+}
+
+/* Covariance of what is believed at i with the step. */
+static double parts_cov(const struct moge_step_cost *cost, const struct parts *parts, int i) {
+    double sum = 0;
+    for (int k = 0; k < parts->n; k++)
+        sum += parts->weight[k] * cost->cov[i][parts->at[k]];
+    return sum;
+}
+
+/* As time goes by. */
+static void drift(struct moge_step_cost *cost) {
     for (int i = 0; i < MOGE_COST_KNOTS; i++)
-        if (cost->knot_var[i] > 0 && cost->knot_var[i] < KNOT_VAR_MAX)
-            cost->knot_var[i] += KNOT_DRIFT;
-    cost->level_var += LEVEL_DRIFT;
-    for (int i = 0; i < 2; i++) {
-        if (weights[i] > 0 && vars[i] == 0) { /* known from now on */
-            cost->knot[below + i] = log(cost->fit_ns[below + i]) - cost->level;
-            vars[i] = knot_is_inside(cost, below + i) ? INSIDE_VAR : OUTSIDE_VAR;
-        }
-        var += weights[i] * weights[i] * vars[i];
+        if (cost->cov[i][i] > 0 && cost->cov[i][i] < KNOT_VAR_MAX)
+            cost->cov[i][i] += KNOT_DRIFT;
+    cost->cov[LEVEL][LEVEL] += LEVEL_DRIFT;
+}
+
+/* Knots that are measured for the first time are known from now on.  True if there are any. */
+static bool parts_begin(struct moge_step_cost *cost, const struct parts *parts) {
+    bool any = false;
+    for (int k = 1; k < parts->n; k++) {
+        int i = parts->at[k];
+        if (cost->cov[i][i] > 0)
+            continue;
+        cost->mean[i] = log(cost->fit_ns[i]) - cost->mean[LEVEL];
+        cost->cov[i][i] = OUTSIDE_VAR;
+        any = true;
     }
-    double off = deviation(cost, moge_step_cost_ns(cost, n_rows), ns, cost->level_var + var);
-    double sum = cost->level_var + var + cost->spread * cost->spread;
-    for (int i = 0; i < 2; i++) {
-        double gain = weights[i] * vars[i] / sum;
-        cost->knot[below + i] += gain * off;
-        vars[i] *= 1 - weights[i] * gain;
+    return any;
+}
+
+/* A Kalman filter.  A step of the same size as the one before it says how fast the machine is now,
+ * which other programs slow down for a moment or for minutes, and nothing about how sizes compare:
+ * that is learned where one size follows another.  So the choice, which rests on how they compare,
+ * does not follow every wave of the machine. */
+static void knots_add(struct moge_step_cost *cost, int32_t n_rows, double ns) {
+    struct parts parts = parts_of(n_rows);
+    double gain[LEVEL + 1], var = 0;
+    if (cost->cov[parts.at[parts.n - 1]][parts.at[parts.n - 1]] == 0)
+        ns = plausible(cost, parts.at[1], n_rows, ns);
+    drift(cost);
+    bool first = parts_begin(cost, &parts);
+    for (int k = 0; k < parts.n; k++)
+        var += parts.weight[k] * parts_cov(cost, &parts, parts.at[k]);
+    double off = log(ns / moge_step_cost_ns(cost, n_rows));
+    if (!first)
+        off = deviation(cost, off, &var);
+    var += cost->spread * cost->spread;
+    for (int i = 0; i <= LEVEL; i++)
+        gain[i] = parts_cov(cost, &parts, i) / var;
+    for (int i = 0; i <= LEVEL; i++) {
+        cost->mean[i] += gain[i] * off;
+        for (int j = 0; j <= LEVEL && gain[i] != 0; j++)
+            cost->cov[i][j] -= gain[i] * gain[j] * var;
     }
-    cost->level += cost->level_var / sum * off;
-    cost->level_var *= 1 - cost->level_var / sum;
+    if (!first && cost->off_side != 0 && n_rows != cost->last_rows)
+        for (int k = 1; k < parts.n; k++)
+            cost->cov[parts.at[k]][parts.at[k]] += SURPRISE_VAR;
+    cost->last_rows = n_rows;
+}
+
+/* How uncertain each knot is, compared with the last size. */
+static void knots_compare(struct moge_step_cost *cost) {
+    struct parts last = parts_of(cost->last_rows);
+    last.weight[0] = 0; /* the level is common to both */
+    double var = 0;
+    for (int k = 1; k < last.n; k++)
+        var += last.weight[k] * parts_cov(cost, &last, last.at[k]);
+    for (int i = 0; i < MOGE_COST_KNOTS; i++) {
+        double apart = cost->cov[i][i] + var - 2 * parts_cov(cost, &last, i);
+        if (cost->cov[i][i] == 0)
+            apart = knot_is_inside(cost, i) ? INSIDE_VAR : OUTSIDE_VAR;
+        cost->apart[i] = sqrt(fmax(apart, 0));
+    }
 }
 
 /* The first measurement of all: the other sizes follow from it. */
@@ -213,6 +278,7 @@ void moge_step_cost_observe(struct moge_step_cost *cost, int32_t n_rows, double 
     cost->n_seen += cost->n_seen < INT32_MAX;
     knots_add(cost, n_rows, ns);
     knots_fit(cost);
+    knots_compare(cost);
 }
 
 void moge_step_cost_seed(struct moge_step_cost *cost, int32_t n_rows, double ns) {
@@ -221,12 +287,14 @@ void moge_step_cost_seed(struct moge_step_cost *cost, int32_t n_rows, double ns)
     MOGE_ASSERT(share == 0 && ns > 0);
     if (cost->n_seen == 0) {
         cost->spread = SEED_SPREAD;
-        cost->level_var = SEED_LEVEL_VAR;
+        cost->cov[LEVEL][LEVEL] = SEED_LEVEL_VAR;
     }
     cost->n_seen++;
-    cost->knot[i] = log(ns) - cost->level;
-    cost->knot_var[i] = SEED_VAR;
+    cost->mean[i] = log(ns) - cost->mean[LEVEL];
+    cost->cov[i][i] = SEED_VAR;
+    cost->last_rows = n_rows;
     knots_fit(cost);
+    knots_compare(cost);
 }
 
 double moge_step_cost_ns(const struct moge_step_cost *cost, int32_t n_rows) {
@@ -235,11 +303,8 @@ double moge_step_cost_ns(const struct moge_step_cost *cost, int32_t n_rows) {
 
 double moge_step_cost_spread(const struct moge_step_cost *cost, int32_t n_rows) {
     double share;
-    int below = knot_below(n_rows, &share), nearest = share < 0.5 ? below : below + 1;
-    double var = cost->knot_var[nearest];
-    if (var == 0)
-        var = knot_is_inside(cost, nearest) ? INSIDE_VAR : OUTSIDE_VAR;
-    return sqrt(var);
+    int below = knot_below(n_rows, &share);
+    return n_rows == cost->last_rows ? 0 : cost->apart[share < 0.5 ? below : below + 1];
 }
 
 /* Two unknowns, no intercept, none negative.  Rounds and rows are often proportional (one sequence,

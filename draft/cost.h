@@ -3,9 +3,9 @@
  *
  * A step of r rows takes t(r): concave at first (rows share expert weights), then linear (compute
  * binds).  t is kept at knots, as logarithms above a level common to all: what slows the machine
- * down as a whole moves the level, what a single size takes compared with the others moves its
- * knot.  Unknown knots are interpolated: for a concave curve that is too low, so an unknown number
- * of rows looks a little too cheap, is tried, and is known.  Drafting takes
+ * down as a whole moves the level, what a single size takes compared with the one before it moves
+ * their knots.  Unknown knots are interpolated: for a concave curve that is too low, so an unknown
+ * number of rows looks a little too cheap, is tried, and is known.  Drafting takes
  * t = per_round * rounds + per_row * rows.  Old measurements fade, so both follow the machine.
  *
  * A calibration at start seeds both: knots in between are interpolated from the beginning, and the
@@ -19,12 +19,14 @@
 #define MOGE_COST_KNOTS 36 /* every row count up to 8, then 4 an octave up to 1024 */
 
 struct moge_step_cost {
-    double level, level_var;          /* log ns, and the variance of what is believed */
-    double knot[MOGE_COST_KNOTS];     /* log, above the level */
-    double knot_var[MOGE_COST_KNOTS]; /* 0: never measured */
-    double fit_ns[MOGE_COST_KNOTS];   /* the curve through them; never falls with rows */
-    double spread;                    /* relative, of measurements about the curve */
-    double bias;                      /* the last few, in spreads; far from 0: costs have changed */
+    /* What is believed: a logarithm above the level at each knot, and the level, log ns, last. */
+    double mean[MOGE_COST_KNOTS + 1];
+    double cov[MOGE_COST_KNOTS + 1][MOGE_COST_KNOTS + 1]; /* a knot's own 0: never measured */
+    double fit_ns[MOGE_COST_KNOTS]; /* the curve through them; never falls with rows */
+    double apart[MOGE_COST_KNOTS];  /* how uncertain, compared with the last size */
+    double spread;                  /* relative, of measurements about the curve */
+    int32_t off_side;               /* the last one was far off: 1 above, -1 below */
+    int32_t last_rows;              /* of the last step, or trial */
     int32_t n_seen;
 };
 
@@ -36,7 +38,7 @@ void moge_step_cost_seed(struct moge_step_cost *cost, int32_t n_rows, double ns)
 /* Expected time of a step; 0 as long as nothing was observed. */
 double moge_step_cost_ns(const struct moge_step_cost *cost, int32_t n_rows);
 
-/* How uncertain that is compared with other sizes: relative, one standard deviation. */
+/* How uncertain that is compared with the last size: relative, one standard deviation. */
 double moge_step_cost_spread(const struct moge_step_cost *cost, int32_t n_rows);
 
 struct moge_guess_cost {

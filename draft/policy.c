@@ -21,6 +21,7 @@
  */
 #include "draft/policy.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "draft/acceptance.h"
@@ -43,6 +44,8 @@
 /* Share of the time that may be spent on probing, and the most that is saved up, in steps. */
 #define PROBE_SHARE 0.005
 #define PROBE_SAVED 2.0
+/* Probes take turns with a hope that costs more than what is saved: they wait for so many steps. */
+#define AWAIT_MAX 8
 /* Before drafting was ever measured: a round, and a row, as a share of a step of one row. */
 #define GUESS_PRIOR     0.04
 #define GUESS_ROW_PRIOR 0.004
@@ -93,7 +96,8 @@ struct moge_policy {
     struct moge_acceptance acceptance; /* everybody's */
     struct moge_matches matches;       /* everybody's */
     struct policy_slot *slots;         /* [n_slots] */
-    double probe_ns;                   /* saved up for probing */
+    struct moge_savings saved;         /* for probing */
+    int32_t n_awaiting;                /* steps without a probe in favour of a hope */
     int32_t probe_next;                /* span whose turn it is */
     /* scratch of one choice */
     struct candidate *begun; /* [n_slots] every auto span with its first guess */
@@ -430,7 +434,7 @@ static int32_t choose_auto(struct moge_policy *policy, const struct moge_batch *
         must_measure_zero(policy, batch, known.rate * outlook.ns / outlook.tokens))
         return 0;
     struct moge_beginning chosen =
-        prefill ? known : moge_best_or_hope(known, hopes, n_hopes, &policy->probe_ns);
+        prefill ? known : moge_best_or_hope(known, hopes, n_hopes, &policy->saved);
     walk(policy, batch, chosen.n_rounds, chosen.n, outlook, &none);
     return chosen.n;
 }
@@ -448,9 +452,9 @@ static int32_t probe(struct moge_policy *policy, const struct moge_batch *batch,
             plans[i].n_lookup + plans[i].n_drafter > 0 || !may_draft(&policy->prices, span))
             continue;
         double ns = guess_row_ns(policy) * (1 + debt_rows(policy->prices.drafter, span));
-        if (first_ns + ns > policy->probe_ns)
+        if (first_ns + ns > policy->saved.ns)
             continue;
-        policy->probe_ns -= first_ns + ns;
+        policy->saved.ns -= first_ns + ns;
         policy->slots[span->slot].probe_ns = first_ns + ns;
         first_ns = 0;
         plans[i].probe = true;
@@ -494,6 +498,9 @@ int32_t moge_policy_choose(struct moge_policy *policy, const struct moge_batch *
         plan->n_drafter += !policy->order[i].looked_up;
         n_rounds = plan->n_drafter > n_rounds ? plan->n_drafter : n_rounds;
     }
+    if (policy->saved.awaited && ++policy->n_awaiting < AWAIT_MAX)
+        return n_fixed + n_auto;
+    policy->n_awaiting = 0;
     return n_fixed + n_auto + probe(policy, batch, n_rounds, plans);
 }
 
@@ -517,7 +524,7 @@ void moge_policy_calibrate(struct moge_policy *policy, int32_t n_rows, double ns
     if (n_rows == 1) {
         policy->step = (struct moge_step_cost){0};
         policy->guess = (struct moge_guess_cost){0};
-        policy->probe_ns = PROBE_SAVED * ns;
+        policy->saved.ns = PROBE_SAVED * ns;
     }
     moge_step_cost_seed(&policy->step, n_rows, ns);
 }
@@ -541,7 +548,7 @@ static void drafter_learn(struct moge_policy *policy, struct policy_slot *slot, 
 void moge_policy_probed(struct moge_policy *policy, const struct moge_span *span, bool hit) {
     struct policy_slot *slot = &policy->slots[span->slot];
     if (hit) /* the less it was expected, the sooner it is followed up */
-        policy->probe_ns +=
+        policy->saved.ns +=
             slot->probe_ns * (1 - moge_acceptance_rate(&policy->acceptance, &slot->acceptance, 0));
     drafter_learn(policy, slot, 0, hit);
 }
@@ -562,8 +569,9 @@ static void observe_span(struct moge_policy *policy, const struct moge_span *spa
 void moge_policy_observe(struct moge_policy *policy, const struct moge_batch *batch,
                          int64_t step_ns) {
     double ns = (double)step_ns;
+    policy->saved.most_ns = PROBE_SAVED * ns;
     if (policy->step.n_seen == 0) /* nothing is known: what a later start would have saved */
-        policy->probe_ns = PROBE_SAVED * ns;
+        policy->saved.ns = policy->saved.most_ns;
     if (step_ns > 0)
         moge_step_cost_observe(&policy->step, moge_batch_rows(batch), ns);
     for (int32_t i = 0; i < batch->n_spans; i++) {
@@ -572,9 +580,7 @@ void moge_policy_observe(struct moge_policy *policy, const struct moge_batch *ba
         if (span->n_logits > 0 && span->n_out > 0)
             observe_span(policy, span);
     }
-    policy->probe_ns += PROBE_SHARE * ns;
-    if (policy->probe_ns > PROBE_SAVED * ns)
-        policy->probe_ns = PROBE_SAVED * ns;
+    policy->saved.ns = fmin(policy->saved.ns + PROBE_SHARE * ns, policy->saved.most_ns);
 }
 
 void moge_policy_stats(const struct moge_policy *policy, struct moge_draft_stats *out) {
