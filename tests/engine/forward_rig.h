@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* What the tests of the engine share: small models of every kind, sequences with reference logits,
  * and a rig that runs batches of them.  The reference is the slowest way there is: every sequence
- * by itself, one token at a time, one thread, scalar kernels, pages in order. */
+ * by itself, one token at a time, one thread, scalar kernels (under a sanitizer, where they take
+ * minutes, the best there are), pages in order. */
 #ifndef MOGE_FORWARD_RIG_H
 #define MOGE_FORWARD_RIG_H
 
@@ -12,7 +13,7 @@
 #include "moge/kv.h"
 #include "tools/synth.h"
 
-#define N_SEQS    17
+#define N_SEQS    (TEST_SHARE > 1 ? 7 : 17)
 #define LEN_MAX   100
 #define N_CONTEXT 128
 #define N_PAGES   160 /* more than N_SEQS * ceil(LEN_MAX / 16), so that tables can be scattered */
@@ -232,7 +233,7 @@ static inline int32_t left_of(const struct sequence *seq, int32_t n) {
 static inline void reference_make(int kind, struct test_rng *rng) {
     struct rig rig;
     size_t n_vocab = (size_t)moge_model_info(models[kind])->n_vocab;
-    rig_open(&rig, kind, 1, MOGE_ISA_SCALAR);
+    rig_open(&rig, kind, 1, TEST_SHARE > 1 ? moge_isa_detect() : MOGE_ISA_SCALAR);
     for (int i = 0; i < N_SEQS; i++) {
         struct sequence *seq = seq_of(&rig, i);
         seq->n = i == 0 ? LEN_MAX : i == 1 ? 1 : 1 + test_below(rng, LEN_MAX / 2);
