@@ -15,8 +15,8 @@ from plot import COLOURS, HEIGHT, LEFT, LEGEND, TOP, WIDTH, axes, frame, legend,
 
 BOTTOM = 56
 FIELDS = ["machine", "commit", "isa", "threads", "model", "weights", "drafter", "acceptance", "draft_cost", "temperature", "batch",
-          "mode", "tok_s", "tok_s_q1", "tok_s_q3", "ratio", "ratio_q1", "ratio_q3", "acceptance_length", "offered", "accepted",
-          "tokens", "rounds"]
+          "mode", "tok_s", "tok_s_q1", "tok_s_q3", "ratio", "ratio_q1", "ratio_q3", "ratio_low", "ratio_high",
+          "acceptance_length", "offered", "accepted", "tokens", "rounds"]
 
 
 def read(paths):
