@@ -23,8 +23,10 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 #include "draft/acceptance.h"
+#include "draft/heap.h"
 #include "draft/hope.h"
 #include "draft/match.h"
 
@@ -70,7 +72,7 @@ struct candidate {
     double unpaid_ns;                 /* of that catch-up, what is left to the steps to come */
     bool looked_up;                   /* the next guess is the lookup's */
     double draft_ns;                  /* what making it takes, rounds aside */
-    double key;                       /* its gain per cost; the heap's order */
+    double key;                       /* its gain per cost */
 };
 
 /* One guess, in the order of gain per cost. */
@@ -100,10 +102,12 @@ struct moge_policy {
     int32_t n_awaiting;                /* steps without a probe in favour of a hope */
     int32_t probe_next;                /* span whose turn it is */
     /* scratch of one choice */
-    struct candidate *begun; /* [n_slots] every auto span with its first guess */
-    struct candidate *heap;  /* [n_slots] largest key first */
-    int32_t n_begun, n_heap;
+    struct candidate *begun;   /* [n_slots] every auto span with its first guess */
+    struct candidate *walking; /* [n_slots] the same, as far as a walk has come */
+    struct moge_heap heap;     /* of them */
+    int32_t n_begun;
     struct prices prices; /* of the last choice */
+    double *rates;        /* [n_slots * MOGE_DRAFT_LEN_MAX] of the drafter; 0: not asked for yet */
     struct choice *order; /* [n_slots * MOGE_DRAFT_LEN_MAX] */
 };
 
@@ -119,9 +123,12 @@ int moge_policy_new(struct moge_policy **out, int32_t n_slots, int32_t draft_len
     policy->draft_len_max = draft_len_max;
     policy->slots = calloc((size_t)n_slots, sizeof *policy->slots);
     policy->begun = calloc((size_t)n_slots, sizeof *policy->begun);
-    policy->heap = calloc((size_t)n_slots, sizeof *policy->heap);
+    policy->walking = calloc((size_t)n_slots, sizeof *policy->walking);
+    policy->heap.entries = calloc((size_t)n_slots, sizeof *policy->heap.entries);
+    policy->rates = calloc((size_t)n_slots * MOGE_DRAFT_LEN_MAX, sizeof *policy->rates);
     policy->order = calloc((size_t)n_slots * MOGE_DRAFT_LEN_MAX, sizeof *policy->order);
-    if (!policy->slots || !policy->begun || !policy->heap || !policy->order)
+    if (!policy->slots || !policy->begun || !policy->walking || !policy->heap.entries ||
+        !policy->rates || !policy->order)
         goto fail;
     *out = policy;
     return 0;
@@ -135,7 +142,9 @@ void moge_policy_free(struct moge_policy *policy) {
         return;
     free(policy->slots);
     free(policy->begun);
-    free(policy->heap);
+    free(policy->walking);
+    free(policy->heap.entries);
+    free(policy->rates);
     free(policy->order);
     free(policy);
 }
@@ -177,24 +186,6 @@ static double debt_charge_ns(const struct moge_policy *policy, const struct moge
     return guess_row_ns(policy) * (now + (n_rows - now) / (DEBT_HORIZON * span->guess_max));
 }
 
-/* ---- heap ---- */
-
-static void heap_down(struct moge_policy *policy, int32_t i) {
-    struct candidate *heap = policy->heap;
-    for (;;) {
-        int32_t largest = i;
-        for (int32_t child = 2 * i + 1; child <= 2 * i + 2 && child < policy->n_heap; child++)
-            if (heap[child].key > heap[largest].key)
-                largest = child;
-        if (largest == i)
-            return;
-        struct candidate swap = heap[i];
-        heap[i] = heap[largest];
-        heap[largest] = swap;
-        i = largest;
-    }
-}
-
 /* ---- choice ---- */
 
 static bool may_guess(const struct moge_span *span) {
@@ -226,11 +217,19 @@ static struct prices prices_of(const struct moge_policy *policy, const struct mo
     return prices;
 }
 
-/* Is the lookup's guess the better one, when the drafter is right with probability drafter_rate and
- * takes draft_ns?  A guess that is right is worth itself and about as much of the next one. */
-static bool lookup_is_better(const struct prices *prices, double lookup_rate, double drafter_rate,
+/* Is the lookup's guess the better one, both being right with these probabilities?  A guess that is
+ * right is worth itself and about as much of the next one. */
+static bool lookup_is_better(const struct prices *prices, double lookup, double drafter,
                              double draft_ns) {
-    return (drafter_rate - lookup_rate) * (1 + drafter_rate) <= prices->tokens_per_ns * draft_ns;
+    return (drafter - lookup) * (1 + drafter) <= prices->tokens_per_ns * draft_ns;
+}
+
+/* How often the drafter is right with guess j of the slot.  Every walk of a choice asks again. */
+static double drafter_rate(const struct moge_policy *policy, int32_t i_slot, int32_t j) {
+    double *rate = &policy->rates[i_slot * MOGE_DRAFT_LEN_MAX + j];
+    if (*rate == 0)
+        *rate = moge_acceptance_rate(&policy->acceptance, &policy->slots[i_slot].acceptance, j);
+    return *rate;
 }
 
 /* Readies the candidate's next guess: whose it is, and what it gains and costs.  False when nobody
@@ -246,8 +245,7 @@ static bool candidate_next(const struct moge_policy *policy, const struct moge_s
     bool looks = first && c->lookup && n_lookup < c->lookup->n;
     if (!drafts && !looks)
         return false;
-    double rate = drafts ? moge_acceptance_rate(&policy->acceptance, &slot->acceptance, j) : 0,
-           rate_lookup = 0;
+    double rate = drafts ? drafter_rate(policy, span->slot, j) : 0, rate_lookup = 0;
     c->draft_ns = prices->guess_row_ns;
     if (first) /* what was looked up before is history to the drafter */
         c->draft_ns += c->debt_ns + n_lookup * prices->guess_row_ns;
@@ -338,12 +336,14 @@ static void autos_begin(struct moge_policy *policy, const struct moge_batch *bat
 }
 
 static void heap_fill(struct moge_policy *policy, int32_t n_rounds) {
-    policy->n_heap = 0;
+    struct moge_heap *heap = &policy->heap;
+    heap->n = 0;
+    memcpy(policy->walking, policy->begun, (size_t)policy->n_begun * sizeof *policy->begun);
     for (int32_t i = 0; i < policy->n_begun; i++)
         if (!policy->begun[i].looked_up <= n_rounds)
-            policy->heap[policy->n_heap++] = policy->begun[i];
-    for (int32_t i = policy->n_heap / 2 - 1; i >= 0; i--)
-        heap_down(policy, i);
+            heap->entries[heap->n++] = (struct moge_heap_entry){policy->begun[i].key, i};
+    for (int32_t i = heap->n / 2 - 1; i >= 0; i--)
+        moge_heap_sink(heap, i);
 }
 
 /* The best by what is believed, and by what may be hoped. */
@@ -351,11 +351,10 @@ struct best {
     struct moge_beginning known, hope;
 };
 
-static void best_update(const struct moge_policy *policy, const struct outlook *outlook, int32_t n,
-                        int32_t n_rounds, struct best *best) {
-    double hope_ns = outlook->ns - HOPE_SPREADS *
-                                       moge_step_cost_ns(&policy->step, outlook->n_rows) *
-                                       moge_step_cost_spread(&policy->step, outlook->n_rows);
+static void best_update(const struct moge_policy *policy, const struct outlook *outlook,
+                        double step_ns, int32_t n, int32_t n_rounds, struct best *best) {
+    double hope_ns = outlook->ns -
+                     HOPE_SPREADS * step_ns * moge_step_cost_spread(&policy->step, outlook->n_rows);
     struct moge_beginning here = {
         n_rounds,        n,           outlook->tokens / outlook->ns * (n == 0 ? MARGIN : 1),
         outlook->tokens, outlook->ns, outlook->unpaid_ns};
@@ -370,9 +369,10 @@ static void best_update(const struct moge_policy *policy, const struct outlook *
 static void walk(struct moge_policy *policy, const struct moge_batch *batch, int32_t n_rounds,
                  int32_t n_max, struct outlook outlook, struct best *best) {
     double step_ns = moge_step_cost_ns(&policy->step, outlook.n_rows);
+    struct moge_heap *heap = &policy->heap;
     heap_fill(policy, n_rounds);
-    for (int32_t n = 0; policy->n_heap > 0 && n < n_max;) {
-        struct candidate *first = &policy->heap[0];
+    for (int32_t n = 0; heap->n > 0 && n < n_max;) {
+        struct candidate *first = &policy->walking[heap->entries[0].i];
         outlook.tokens += first->reached;
         double next_ns = moge_step_cost_ns(&policy->step, ++outlook.n_rows);
         outlook.ns += next_ns - step_ns + first->draft_ns;
@@ -385,11 +385,13 @@ static void walk(struct moge_policy *policy, const struct moge_batch *batch, int
             outlook.ns += round_ns(policy);
         }
         policy->order[n++] = (struct choice){first->i_span, first->looked_up};
-        best_update(policy, &outlook, n, n_rounds, best);
+        best_update(policy, &outlook, step_ns, n, n_rounds, best);
         if (!candidate_next(policy, &batch->spans[first->i_span], first) ||
             first->reached < GAIN_MIN || first->plan.n_drafter + !first->looked_up > n_rounds)
-            policy->heap[0] = policy->heap[--policy->n_heap];
-        heap_down(policy, 0);
+            heap->entries[0] = heap->entries[--heap->n];
+        else
+            heap->entries[0].key = first->key;
+        moge_heap_sink(heap, 0);
     }
 }
 
@@ -417,7 +419,7 @@ static int32_t choose_auto(struct moge_policy *policy, const struct moge_batch *
     struct moge_beginning hopes[N_ROUNDS + 1];
     int n_hopes = 1;
     autos_begin(policy, batch, lookups);
-    best_update(policy, &outlook, 0, 0, &none);
+    best_update(policy, &outlook, moge_step_cost_ns(&policy->step, outlook.n_rows), 0, 0, &none);
     struct moge_beginning known = none.known;
     hopes[0] = none.hope;
     for (int i = 0; i < N_ROUNDS; i++) {
@@ -477,6 +479,8 @@ int32_t moge_policy_choose(struct moge_policy *policy, const struct moge_batch *
         MOGE_ASSERT(span->slot >= 0 && span->slot < policy->n_slots);
         plans[i] = (struct moge_plan){0};
         policy->slots[span->slot].used = true;
+        memset(policy->rates + (ptrdiff_t)span->slot * MOGE_DRAFT_LEN_MAX, 0,
+               MOGE_DRAFT_LEN_MAX * sizeof *policy->rates);
         n_decode += span->n_logits - span->n_scored;
         outlook.tokens += moge_span_decides(span);
         any_auto = any_auto || (may_guess(span) && span->spec_mode == MOGE_SPEC_AUTO);
