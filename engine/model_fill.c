@@ -107,10 +107,13 @@ static bool rows_convert(const struct moge_pack_job *job, const unsigned char *s
         moge_panel_unpack(moge_type_plain(job->stored), source, m->n_in, scratch->rows);
         source = scratch->rows;
     }
-    from->to_f32(source, scratch->wide, n_values);
-    if (!values_finite(scratch->wide, n_values))
-        return false;
-    to->from_f32(scratch->wide, scratch->rows, n_values); /* a scale may be beyond f16 */
+    bool is_wide = m->type == MOGE_TYPE_F32;
+    float *wide = is_wide ? (void *)packed_at(m, begin) : scratch->wide;
+    from->to_f32(source, wide, n_values);
+    bool finite = values_finite(wide, n_values);
+    if (is_wide || !finite)
+        return finite;
+    to->from_f32(wide, scratch->rows, n_values); /* a scale may be beyond f16 */
     return rows_put(m, scratch->rows, begin, n);
 }
 
