@@ -221,8 +221,9 @@ static void down_add(const struct moge_engine *engine, const struct ffn *ffn, in
     }
 }
 
-static void count_experts(struct moge_engine *engine, const struct moge_layer *layer,
-                          const int32_t *begin) {
+/* Counts the experts that the layer is about to use; asks for them, if they may be on disk. */
+static void announce_experts(struct moge_engine *engine, const struct moge_layer *layer,
+                             const int32_t *begin) {
     const struct moge_model_info *info = &engine->model->info;
     for (int32_t e = 0; e < layer->router.n_out; e++) {
         if (begin[e + 1] == begin[e])
@@ -278,7 +279,7 @@ void moge_moe_run(struct moge_engine *engine, const struct moge_layer *layer, in
     if (n_experts > 0)
         group_by_expert(engine, &routing, worker);
     if (i_thread == 0)
-        count_experts(engine, layer, worker->expert_begin);
+        announce_experts(engine, layer, worker->expert_begin);
     hidden_run(engine, layer, &routing, worker);
     moge_engine_meet(engine);
     while (moge_forward_take_outputs(engine, engine->model->info.dim, &begin, &end))
