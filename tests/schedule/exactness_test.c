@@ -415,13 +415,11 @@ static void samples_are_requests_of_their_own(void **state) {
     }
     struct config config = alone();
     run_all(&models, specs, &config, NULL, truth);
-    int32_t n_runs = 0;
     for (int32_t n = 0; n < N_DRAFTERS * (TEST_SHARE > 1 ? 1 : 6); n++) {
         config = config_make(n, 33);
         config.grouped = true;
         if (differences(&models, &config, true) > 0)
             fail_msg("a sample differs from a request of its own");
-        n_runs++;
     }
     /* Somebody loses its pages before another step each time. */
     config = alone();
