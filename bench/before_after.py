@@ -12,9 +12,10 @@ import argparse
 import csv
 import json
 import os
-import statistics
 import subprocess
 import time
+
+import record
 
 FIELDS = ["machine", "before", "after", "model", "weights", "isa", "threads", "work", "rows", "turns",
           "ms_before", "ms_before_q1", "ms_before_q3", "ms_after", "ms_after_q1", "ms_after_q3",
@@ -35,10 +36,6 @@ class Engine:
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return json.loads(self.process.stdout.readline())
-
-
-def quartiles(values):
-    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
 
 
 def compare(engines, work, rows, seconds):
@@ -80,9 +77,9 @@ def main():
         row = [options.machine, *options.names.split(","), os.path.basename(options.model), line["weights"], line["isa"],
                options.threads, work, n, len(ratios)]
         for values in ms:
-            q1, q2, q3 = quartiles(values)
+            q1, q2, q3 = record.quartiles(values)
             row += [round(q2, 2), round(q1, 2), round(q3, 2)]
-        q1, q2, q3 = quartiles(ratios)
+        q1, q2, q3 = record.quartiles(ratios)
         row += [round(q2, 3), round(q1, 3), round(q3, 3)]
         rows.append(dict(zip(FIELDS, row)))
         print(f"{work:8} {n:4}  {row[10]:9.2f} -> {row[13]:9.2f} ms   {q2:.3f}x ({q1:.3f}..{q3:.3f}), {len(ratios)} turns",

@@ -2,6 +2,7 @@
 """What the scripts that fill bench/results have in common.  They run at the root of the tree."""
 import csv
 import os
+import statistics
 import subprocess
 import sys
 
@@ -21,6 +22,10 @@ def isa_options(isa):
 
 def commit():
     return subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True).stdout.strip()
+
+
+def quartiles(values):
+    return statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
 
 
 def write(machine, name, fields, rows):

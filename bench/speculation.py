@@ -45,13 +45,6 @@ def one_round(build, address, temperature):
     return {kind: (n / s, n / (n - accepted)) for kind, (n, s, accepted) in totals.items()}
 
 
-def quartiles(values):
-    if len(values) < 2:
-        return values[0], values[0], values[0]
-    q1, q2, q3 = statistics.quantiles(values, n=4, method="inclusive")
-    return q1, q2, q3
-
-
 def measure(build, threads, rounds, isa, fixed):
     address = f"unix:{tempfile.mkdtemp()}/moged.sock"
     with open(os.devnull, "w") as null:
@@ -65,8 +58,8 @@ def measure(build, threads, rounds, isa, fixed):
         for temperature in (0, 1):
             measured = [one_round(build, address, temperature) for _ in range(rounds)]
             for kind in KINDS:
-                q1, speed, q3 = quartiles([r[kind][0] for r in measured])
-                r1, ratio, r3 = quartiles([r[kind][0] / r["off"][0] for r in measured])
+                q1, speed, q3 = record.quartiles([r[kind][0] for r in measured])
+                r1, ratio, r3 = record.quartiles([r[kind][0] / r["off"][0] for r in measured])
                 length = statistics.median(r[kind][1] for r in measured)
                 rows.append(dict(fixed, threads=threads, temperature=temperature, speculation=kind,
                                  tok_s=f"{speed:.0f}", tok_s_q1=f"{q1:.0f}", tok_s_q3=f"{q3:.0f}",
