@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* moge bench spec: what guessing gains or costs.  Speculation off, auto and fixed lengths take
- * turns within every round, so that whatever else the machine does meets them alike.  Figures are
- * medians over rounds with quartiles; a ratio is taken round by round against off, and the JSON
- * says where its median lies, 95 times of 100. */
+ * turns step by step.  Speeds are medians over rounds, a ratio is that of the summed times for a
+ * token, so that what is rare and dear counts; quartiles are those of the rounds, and the JSON says
+ * between which two values the ratio lies, 95 times of 100. */
 #include "tools/bench_spec.h"
 
 #include <math.h>
@@ -27,18 +27,18 @@ static const char usage_text[] =
     "  --draft-cost C     oracle: a guess takes C of the target's decode step (0)\n"
     "  --batch LIST       sequences decoding together (1,4,16,32)\n"
     "  --modes LIST       off, auto and lengths (off,auto,1,2,4,8)\n"
-    "  --tokens N         tokens of a sequence in one run (64)\n"
+    "  --tokens N         tokens of a sequence in one round (64)\n"
     "  --prompt-tokens N  tokens of a prompt (32)\n"
     "  --text FILE        cut prompts out of this text; random tokens otherwise\n"
     "  --temperature T    0 is greedy (0)\n"
-    "  --rounds N         runs of each kind, after one that does not count (5)\n"
+    "  --rounds N         rounds, after one that does not count (5)\n"
     "  --seed N           other prompts, other errors of the oracle (1)\n"
     "  --threads N        worker threads (1)\n"
     "  --weights TYPE     as-stored, f32, q8_0 or q4_0 (as-stored)\n"
     "  --isa LEVEL        at most scalar, avx2, avx512 or vnni (the best there is)\n"
     "  --json             one JSON object a line instead of a table\n"
     "\n"
-    "Every run must yield the same tokens.\n"
+    "Every mode must yield the same tokens.\n"
     "Exit status: 0 done, 1 failed, 2 wrong options.\n";
 
 /* ---- options ---- */
@@ -208,9 +208,10 @@ static int options_parse(struct spec_options *spec, int argc, char **argv) {
 /* ---- report ---- */
 
 struct row {
-    double tok_s[3], ratio[3], acceptance_length; /* quartiles: first, median, third */
-    double ratio_low, ratio_high;                 /* where the median lies, 95 times of 100 */
-    int64_t n_offered, n_accepted;
+    double tok_s[3], ratio[3];     /* quartiles: first, median, third */
+    double ratio_all, ratio_error; /* of all rounds together; its standard error */
+    int64_t n_tokens, n_steps, n_offered, n_accepted; /* steps of a sequence */
+    int64_t lengths[MOGE_DRAFT_LEN_MAX + 1];
 };
 
 static void quartiles(double *values, int32_t n, double *out) {
@@ -219,33 +220,46 @@ static void quartiles(double *values, int32_t n, double *out) {
         out[i] = moge_quantile(values, (size_t)n, 0.25 * (i + 1));
 }
 
-/* Of sorted values: the median lies between these two, whatever their distribution, 95 times of 100
- * (the binomial's, by its normal approximation; of few values between the least and the largest).
- */
-static void median_bounds(const double *sorted, int32_t n, double *low, double *high) {
-    int32_t i = (int32_t)floor((n - 1.96 * sqrt(n)) / 2);
-    i = i > 0 ? i : 0;
-    *low = sorted[i];
-    *high = sorted[n - 1 - i];
+static double token_ns(const struct spec_sample *sample) {
+    return (double)sample->ns / (double)sample->n_tokens;
+}
+
+/* The sum of off's times for a token over that of this mode's, and how certain it is. */
+static void ratio_make(struct spec_sample samples[][SPEC_LIST_MAX], int32_t n, int32_t mode,
+                       int32_t off, struct row *row) {
+    double sum = 0, sum_off = 0, apart2 = 0;
+    for (int32_t i = 0; i < n; i++) {
+        sum += token_ns(&samples[i][mode]);
+        sum_off += token_ns(&samples[i][off]);
+    }
+    row->ratio_all = sum_off / sum;
+    for (int32_t i = 0; i < n; i++) {
+        double apart = token_ns(&samples[i][off]) - row->ratio_all * token_ns(&samples[i][mode]);
+        apart2 += apart * apart;
+    }
+    row->ratio_error = n > 1 ? sqrt(apart2 * n / (n - 1)) / sum : 0;
 }
 
 static void row_make(struct spec_sample samples[][SPEC_LIST_MAX], int32_t n, int32_t mode,
                      int32_t off, struct row *row) {
-    double tok_s[SPEC_ROUNDS_MAX], ratio[SPEC_ROUNDS_MAX], length[SPEC_ROUNDS_MAX], lengths[3];
+    double tok_s[SPEC_ROUNDS_MAX], ratio[SPEC_ROUNDS_MAX];
     *row = (struct row){0};
     for (int32_t i = 0; i < n; i++) {
         const struct spec_sample *sample = &samples[i][mode];
-        tok_s[i] = sample->tok_s;
-        ratio[i] = off >= 0 ? sample->tok_s / samples[i][off].tok_s : 0;
-        length[i] = sample->acceptance_length;
+        tok_s[i] = 1e9 / token_ns(sample);
+        ratio[i] = off >= 0 ? token_ns(&samples[i][off]) / token_ns(sample) : 0;
+        row->n_tokens += sample->n_tokens;
         row->n_offered += sample->n_offered;
         row->n_accepted += sample->n_accepted;
+        for (int j = 0; j <= MOGE_DRAFT_LEN_MAX; j++) {
+            row->lengths[j] += sample->lengths[j];
+            row->n_steps += sample->lengths[j];
+        }
     }
     quartiles(tok_s, n, row->tok_s);
     quartiles(ratio, n, row->ratio);
-    median_bounds(ratio, n, &row->ratio_low, &row->ratio_high);
-    quartiles(length, n, lengths);
-    row->acceptance_length = lengths[1];
+    if (off >= 0)
+        ratio_make(samples, n, mode, off, row);
 }
 
 static void row_print(const struct spec_bench *bench, int32_t batch, int32_t mode, bool has_off,
@@ -259,8 +273,9 @@ static void row_print(const struct spec_bench *bench, int32_t batch, int32_t mod
         snprintf(name, sizeof name, "%s%s%s", quote, mode == 0 ? "off" : "auto", quote);
     if (!options->json) {
         printf("%5d %6s %10.1f %8.1f..%-8.1f %6.3f %6.3f..%-6.3f %8.2f %8lld %8lld\n", batch, name,
-               row->tok_s[1], row->tok_s[0], row->tok_s[2], row->ratio[1], row->ratio[0],
-               row->ratio[2], row->acceptance_length, (long long)row->n_offered,
+               row->tok_s[1], row->tok_s[0], row->tok_s[2], row->ratio_all,
+               row->ratio_all - 2 * row->ratio_error, row->ratio_all + 2 * row->ratio_error,
+               (double)row->n_tokens / (double)row->n_steps, (long long)row->n_offered,
                (long long)row->n_accepted);
         fflush(stdout);
         return;
@@ -271,9 +286,13 @@ static void row_print(const struct spec_bench *bench, int32_t batch, int32_t mod
     if (has_off)
         printf("\"ratio\": %.4f, \"ratio_q1\": %.4f, \"ratio_q3\": %.4f, \"ratio_low\": %.4f, "
                "\"ratio_high\": %.4f, ",
-               row->ratio[1], row->ratio[0], row->ratio[2], row->ratio_low, row->ratio_high);
-    printf("\"acceptance_length\": %.3f, \"offered\": %lld, \"accepted\": %lld, ",
-           row->acceptance_length, (long long)row->n_offered, (long long)row->n_accepted);
+               row->ratio_all, row->ratio[0], row->ratio[2], row->ratio_all - 2 * row->ratio_error,
+               row->ratio_all + 2 * row->ratio_error);
+    printf("\"acceptance_length\": %.3f, \"offered\": %lld, \"accepted\": %lld, \"lengths\": [",
+           (double)row->n_tokens / (double)row->n_steps, (long long)row->n_offered,
+           (long long)row->n_accepted);
+    for (int i = 0; i <= MOGE_DRAFT_LEN_MAX; i++)
+        printf("%lld%s", (long long)row->lengths[i], i < MOGE_DRAFT_LEN_MAX ? ", " : "], ");
     printf("\"model\": \"%s\", \"weights\": \"%s\", \"drafter\": \"%s\", ",
            moge_model_info(bench->model)->name, moge_model_info(bench->model)->weights,
            drafter_names[options->drafter]);
@@ -293,15 +312,11 @@ static int batch_measure(struct spec_bench *bench, int32_t batch, struct moge_er
     static struct spec_sample samples[SPEC_ROUNDS_MAX + 1][SPEC_LIST_MAX];
     const struct spec_options *options = &bench->options;
     int32_t off = -1;
-    for (int32_t round = 0; round <= options->n_rounds; round++)
-        for (int32_t i = 0; i < options->n_modes; i++) {
-            /* Another order in every round: nobody always comes after the same one. */
-            int32_t at = (i + round) % options->n_modes;
-            int rc =
-                moge_spec_run(bench, batch, options->modes[at], round, &samples[round][at], err);
-            if (rc)
-                return rc;
-        }
+    for (int32_t round = 0; round <= options->n_rounds; round++) {
+        int rc = moge_spec_round(bench, batch, round, samples[round], err);
+        if (rc)
+            return rc;
+    }
     for (int32_t i = 0; i < options->n_modes; i++)
         off = options->modes[i] == 0 ? i : off;
     for (int32_t i = 0; i < options->n_modes; i++) {
@@ -318,7 +333,7 @@ static void header_print(const struct spec_bench *bench) {
            drafter_names[bench->options.drafter], bench->options.n_threads, moge_kernels()->isa,
            bench->step_ns / 1e6);
     printf("%5s %6s %10s %18s %6s %14s %8s %8s %8s\n", "batch", "mode", "tok/s", "quartiles",
-           "ratio", "quartiles", "length", "offered", "accepted");
+           "ratio", "between", "length", "offered", "accepted");
 }
 
 int moge_bench_spec(int argc, char **argv) {

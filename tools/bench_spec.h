@@ -6,11 +6,10 @@
 
 #include "moge/draft.h"
 #include "moge/engine.h"
-#include "moge/kv.h"
 #include "moge/sample.h"
 
 #define SPEC_LIST_MAX   16
-#define SPEC_ROUNDS_MAX 64
+#define SPEC_ROUNDS_MAX 1024
 #define SPEC_AUTO       -1 /* modes: a fixed length, 0 for off, or this */
 
 enum spec_drafter {
@@ -41,8 +40,9 @@ struct spec_options {
 
 /* One mode at one batch size in one round. */
 struct spec_sample {
-    double tok_s, acceptance_length;
+    int64_t ns, n_tokens; /* of drafting, forward, verification and learning; that they yielded */
     int64_t n_offered, n_accepted;
+    int64_t lengths[MOGE_DRAFT_LEN_MAX + 1]; /* steps of a sequence with so many guesses */
 };
 
 struct spec_bench {
@@ -51,15 +51,17 @@ struct spec_bench {
     struct moge_threads *threads;
     struct moge_engine *engine;
     struct moge_accept *accept;
-    struct moge_kv *kv;
     struct moge_drafter drafter, lookup; /* owned here; both policies below guess through them */
     struct moge_draft *fixed, *adaptive; /* auto learns from trials and its own steps only */
     struct moge_batch batch;
     struct moge_sample_params *params; /* [n_seqs] each its own seed */
-    int32_t n_seqs, n_context, step_len_max;
-    int32_t *tokens;  /* [n_seqs, n_context + MOGE_DRAFT_LEN_MAX + 1] */
-    int32_t *truth;   /* the same shape: what every run must yield */
-    int32_t *n_known; /* [n_seqs] */
+    /* Every mode has each sequence in a slot of its own: mode i has the slots i * n_seqs + 0, 1 ..
+     */
+    int32_t n_seqs, n_slots, n_context, pages_each;
+    int32_t *pages;   /* [n_slots, pages_each] block tables */
+    int32_t *tokens;  /* [n_slots, n_context + MOGE_DRAFT_LEN_MAX + 1] */
+    int32_t *truth;   /* [n_seqs, the same]: what every mode must yield */
+    int32_t *n_known; /* [n_slots] */
     double step_ns;   /* median decode step of one row, in the first pass */
 };
 
@@ -67,10 +69,10 @@ struct spec_bench {
 int moge_spec_open(struct spec_bench *bench, struct moge_err *err);
 void moge_spec_close(struct spec_bench *bench);
 
-/* n_batch sequences from their prompts on, in one mode, until they have n_tokens each on average.
- * MOGE_INTERNAL if a token is not the true one. */
-int moge_spec_run(struct spec_bench *bench, int32_t n_batch, int32_t mode, int32_t round,
-                  struct spec_sample *out, struct moge_err *err);
+/* n_batch sequences from their prompts on, in every mode, until they have n_tokens each on average.
+ * Fills samples[i] for mode i; MOGE_INTERNAL if a token is not the true one. */
+int moge_spec_round(struct spec_bench *bench, int32_t n_batch, int32_t round,
+                    struct spec_sample *samples, struct moge_err *err);
 
 /* The drafter that knows truth. */
 int moge_spec_oracle_new(struct moge_drafter *out, const struct spec_bench *bench,

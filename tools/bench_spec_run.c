@@ -1,13 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The loop that is measured: guesses, forward, verification, learning, as in the scheduler's step,
- * over spans that can be set back to their prompts.  Every run starts from the same prompts and
- * must yield the same tokens, whatever its mode. */
+/* The loop that is measured: guesses, forward, verification, learning, as in the scheduler's step.
+ *
+ * All modes are on their way through the same sequences at once, each with its own copy of them,
+ * and the one that has the fewest tokens makes the next step: so all come past the same tokens at
+ * about the same moment, and whatever else the machine does meets them alike.  All start from the
+ * same prompts and must yield the same tokens. */
 #include "tools/bench_spec.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "moge/kv.h"
 #include "moge/tokenizer.h"
 #include "tools/clock.h"
 #include "tools/quantile.h"
@@ -18,8 +22,19 @@ static size_t stride_of(const struct spec_bench *bench) {
     return (size_t)bench->n_context + MOGE_DRAFT_LEN_MAX + 1;
 }
 
-static int32_t *tokens_of(const struct spec_bench *bench, int32_t i) {
-    return bench->tokens + (size_t)i * stride_of(bench);
+static int32_t *tokens_of(const struct spec_bench *bench, int32_t slot) {
+    return bench->tokens + (size_t)slot * stride_of(bench);
+}
+
+/* Positions of full pages that hold nothing but prompt: all modes share them.  The prompt's last
+ * token, which each computes for itself, comes out the same. */
+static int32_t shared_of(const struct spec_bench *bench) {
+    return bench->options.n_prompt / MOGE_PAGE_TOKENS * MOGE_PAGE_TOKENS;
+}
+
+/* Pages: one for each sequence that calibration makes up, then those of the slots. */
+static int32_t n_pages_of(const struct spec_bench *bench) {
+    return bench->n_seqs + bench->n_slots * bench->pages_each;
 }
 
 /* ---- drafters are lent to two policies ---- */
@@ -54,17 +69,17 @@ static const struct moge_drafter_ops lent_ops = {.name = "lent",
 
 /* ---- opening ---- */
 
-static int drafter_open(struct spec_bench *bench, int32_t n_pages, struct moge_err *err) {
+static int drafter_open(struct spec_bench *bench, struct moge_err *err) {
     const struct spec_options *options = &bench->options;
-    struct moge_draft_lm_options lm = {.n_pages = n_pages,
-                                       .n_slots = bench->n_seqs,
+    struct moge_draft_lm_options lm = {.n_pages = n_pages_of(bench),
+                                       .n_slots = bench->n_slots,
                                        .n_rows_max = 512,
                                        .n_context_max = bench->n_context};
     if (options->drafter == SPEC_DRAFTER_ORACLE)
         return moge_spec_oracle_new(&bench->drafter, bench, err);
     int rc = 0;
     if (options->drafter != SPEC_DRAFTER_MODEL)
-        rc = moge_draft_ngram_new(&bench->lookup, bench->n_seqs, bench->n_context, err);
+        rc = moge_draft_ngram_new(&bench->lookup, bench->n_slots, bench->n_context, err);
     if (rc == 0 && options->drafter != SPEC_DRAFTER_NGRAM)
         rc = moge_draft_lm_new(&bench->drafter, bench->draft_model, bench->threads, &lm, err);
     return rc;
@@ -72,7 +87,7 @@ static int drafter_open(struct spec_bench *bench, int32_t n_pages, struct moge_e
 
 static int policies_open(struct spec_bench *bench, struct moge_err *err) {
     struct moge_draft_options options = {
-        .n_slots = bench->n_seqs, .draft_len_max = MOGE_DRAFT_LEN_MAX, .now_ns = moge_clock_ns};
+        .n_slots = bench->n_slots, .draft_len_max = MOGE_DRAFT_LEN_MAX, .now_ns = moge_clock_ns};
     if (bench->drafter.ops)
         options.drafter = (struct moge_drafter){&lent_ops, &bench->drafter};
     if (bench->lookup.ops)
@@ -101,48 +116,45 @@ static int models_open(struct spec_bench *bench, struct moge_err *err) {
 }
 
 static int memory_open(struct spec_bench *bench, struct moge_err *err) {
-    size_t n_seqs = (size_t)bench->n_seqs;
-    bench->tokens = calloc(n_seqs * stride_of(bench), sizeof *bench->tokens);
+    size_t n_seqs = (size_t)bench->n_seqs, n_slots = (size_t)bench->n_slots;
+    bench->pages = calloc(n_slots * (size_t)bench->pages_each, sizeof *bench->pages);
+    bench->tokens = calloc(n_slots * stride_of(bench), sizeof *bench->tokens);
     bench->truth = calloc(n_seqs * stride_of(bench), sizeof *bench->truth);
-    bench->n_known = calloc(n_seqs, sizeof *bench->n_known);
+    bench->n_known = calloc(n_slots, sizeof *bench->n_known);
     bench->params = calloc(n_seqs, sizeof *bench->params);
     bench->batch.spans = calloc(n_seqs, sizeof *bench->batch.spans);
-    if (!bench->tokens || !bench->truth || !bench->n_known || !bench->params || !bench->batch.spans)
-        return moge_fail(err, MOGE_NOMEM, "no memory for %d sequences of %d tokens", bench->n_seqs,
+    if (!bench->pages || !bench->tokens || !bench->truth || !bench->n_known || !bench->params ||
+        !bench->batch.spans)
+        return moge_fail(err, MOGE_NOMEM, "no memory for %d sequences of %d tokens", bench->n_slots,
                          bench->n_context);
     for (int32_t i = 0; i < bench->n_seqs; i++) {
         bench->params[i] = moge_sample_params_default();
         bench->params[i].temperature = bench->options.temperature;
         bench->params[i].seed = bench->options.seed + (uint64_t)i;
     }
+    for (int32_t i = 0; i < bench->n_slots * bench->pages_each; i++) {
+        bool shared = i % bench->pages_each < shared_of(bench) / MOGE_PAGE_TOKENS;
+        bench->pages[i] = bench->n_seqs + (shared ? i % (bench->n_seqs * bench->pages_each) : i);
+    }
     return 0;
 }
 
 static int parts_open(struct spec_bench *bench, struct moge_err *err) {
-    int32_t pages_each = moge_kv_pages_for(bench->n_context), n_pages = pages_each * bench->n_seqs;
-    int32_t n_rows = bench->n_seqs * (1 + bench->step_len_max);
+    int32_t n_rows = bench->n_seqs * (1 + MOGE_DRAFT_LEN_MAX);
     n_rows = n_rows < bench->options.n_prompt ? bench->options.n_prompt : n_rows;
     int32_t n_vocab = moge_model_info(bench->model)->n_vocab;
-    struct moge_kv_options kv = {
-        .n_pages = n_pages, .n_slots = bench->n_seqs, .pages_per_slot_max = pages_each};
-    struct moge_engine_options engine = {.n_pages = n_pages,
+    struct moge_engine_options engine = {.n_pages = n_pages_of(bench),
                                          .n_rows_max = n_rows,
                                          .n_logits_max = n_rows,
                                          .n_context_max = bench->n_context};
-    int rc = moge_kv_new(&bench->kv, &kv, err);
-    if (rc == 0)
-        rc = moge_engine_new(&bench->engine, bench->model, bench->threads, &engine, err);
+    int rc = moge_engine_new(&bench->engine, bench->model, bench->threads, &engine, err);
     if (rc == 0)
         rc = moge_accept_new(&bench->accept, n_vocab, bench->threads, err);
     bench->batch.n_spans_cap = bench->n_seqs;
     bench->batch.n_rows_cap = bench->batch.n_logits_cap = n_rows;
     bench->batch.n_vocab = n_vocab;
     if (rc == 0)
-        rc = drafter_open(bench, n_pages, err);
-    for (int32_t i = 0; i < bench->n_seqs && rc == 0; i++) {
-        int32_t slot = moge_kv_slot_take(bench->kv);
-        rc = slot == i ? moge_kv_reserve(bench->kv, slot, bench->n_context) : MOGE_INTERNAL;
-    }
+        rc = drafter_open(bench, err);
     return rc ? rc : policies_open(bench, err);
 }
 
@@ -186,95 +198,94 @@ static int prompts_make(struct spec_bench *bench, struct moge_err *err) {
 
 /* ---- steps ---- */
 
-static void span_add(struct spec_bench *bench, int32_t i, int32_t mode) {
-    int32_t room = bench->n_context - bench->n_known[i] - 1;
+static struct moge_draft *draft_of(const struct spec_bench *bench, int32_t mode) {
+    return mode == SPEC_AUTO ? bench->adaptive : bench->fixed;
+}
+
+static void span_add(struct spec_bench *bench, int32_t slot, int32_t mode) {
+    int32_t n_known = bench->n_known[slot], room = bench->n_context - n_known - 1;
     bench->batch.spans[bench->batch.n_spans++] =
-        (struct moge_span){.tokens = tokens_of(bench, i),
-                           .pages = moge_kv_table(bench->kv, i),
-                           .slot = i,
-                           .pos = bench->n_known[i] - 1,
+        (struct moge_span){.tokens = tokens_of(bench, slot),
+                           .pages = bench->pages + (ptrdiff_t)slot * bench->pages_each,
+                           .slot = slot,
+                           .pos = n_known - 1,
                            .n_rows = 1,
-                           .n_known = bench->n_known[i],
+                           .n_known = n_known,
                            .n_prompt = bench->options.n_prompt,
                            .n_logits = 1,
-                           .guess_max = room < bench->step_len_max ? room : bench->step_len_max,
+                           .guess_max = room < MOGE_DRAFT_LEN_MAX ? room : MOGE_DRAFT_LEN_MAX,
                            .spec_mode = mode == SPEC_AUTO ? MOGE_SPEC_AUTO
                                         : mode            ? MOGE_SPEC_FIXED
                                                           : MOGE_SPEC_OFF,
                            .spec_len = mode,
-                           .sample = &bench->params[i]};
+                           .sample = &bench->params[slot % bench->n_seqs]};
 }
 
-/* One step of the sequences that have room left.  Returns the tokens decided, negative on failure.
- */
-static int64_t step(struct spec_bench *bench, struct moge_draft *draft, int32_t n_batch,
-                    int32_t mode, struct spec_sample *out) {
+/* One step of those of n_batch sequences from `slot` on that have room left. */
+static int step(struct spec_bench *bench, int32_t slot, int32_t n_batch, int32_t mode,
+                struct spec_sample *sum, struct moge_err *err) {
+    struct moge_draft *draft = draft_of(bench, mode);
     struct moge_batch *batch = &bench->batch;
     batch->n_spans = 0;
-    for (int32_t i = 0; i < n_batch; i++)
+    for (int32_t i = slot; i < slot + n_batch; i++)
         if (bench->n_known[i] < bench->n_context)
             span_add(bench, i, mode);
-    if (batch->n_spans == 0)
-        return 0;
-    moge_draft_propose(draft, batch);
     int64_t begin_ns = moge_clock_ns();
+    moge_draft_propose(draft, batch);
+    int64_t proposed_ns = moge_clock_ns();
     if (moge_engine_forward(bench->engine, batch) != 0)
-        return -1;
+        return moge_fail(err, MOGE_INTERNAL, "a forward pass failed");
     moge_accept_batch(bench->accept, batch);
-    int64_t step_ns = moge_clock_ns() - begin_ns, n_out = 0;
+    moge_draft_observe(draft, batch, moge_clock_ns() - proposed_ns);
+    sum->ns += moge_clock_ns() - begin_ns;
     for (int32_t i = 0; i < batch->n_spans; i++) {
         const struct moge_span *span = &batch->spans[i];
         bench->n_known[span->slot] += span->n_out;
-        n_out += span->n_out;
-        out->n_offered += span->n_guess;
-        out->n_accepted += span->n_accepted;
+        sum->n_tokens += span->n_out;
+        sum->n_offered += span->n_guess;
+        sum->n_accepted += span->n_accepted;
+        sum->lengths[span->n_guess]++;
     }
-    moge_draft_observe(draft, batch, step_ns);
-    return n_out;
+    return 0;
 }
 
-static int failed(struct moge_err *err) {
-    return moge_fail(err, MOGE_INTERNAL, "a forward pass failed");
-}
-
-/* All but the prompts' last tokens, one sequence a pass: every run begins with those rows. */
+/* All but the prompts' last tokens, one sequence a pass: every round begins with those rows. */
 static int prompts_compute(struct spec_bench *bench, struct moge_err *err) {
-    for (int32_t i = 0; i < bench->n_seqs && bench->options.n_prompt > 1; i++) {
+    for (int32_t i = 0; i < bench->n_slots; i++) {
+        int32_t begin = i < bench->n_seqs ? 0 : shared_of(bench);
         bench->n_known[i] = bench->options.n_prompt;
         bench->batch.n_spans = 0;
         span_add(bench, i, 0);
         struct moge_span *span = &bench->batch.spans[0];
-        span->pos = 0;
-        span->n_rows = bench->options.n_prompt - 1;
+        memcpy(span->tokens, tokens_of(bench, i % bench->n_seqs),
+               (size_t)span->n_known * sizeof *span->tokens);
+        span->pos = begin;
+        span->n_rows = span->n_known - 1 - begin;
         span->n_logits = 0;
-        if (moge_engine_forward(bench->engine, &bench->batch) != 0)
-            return failed(err);
+        if (span->n_rows > 0 && moge_engine_forward(bench->engine, &bench->batch) != 0)
+            return moge_fail(err, MOGE_INTERNAL, "a forward pass failed");
     }
     return 0;
 }
 
 /* The true continuations, and what a step of one row takes. */
 static int truth_make(struct spec_bench *bench, struct moge_err *err) {
-    struct spec_sample unused = {0};
     double ns[WARM_STEPS];
-    for (int32_t i = 0; i < bench->n_seqs; i++)
-        bench->n_known[i] = bench->options.n_prompt;
-    for (int32_t i = 0; i < WARM_STEPS; i++) {
-        int64_t begin_ns = moge_clock_ns();
-        if (step(bench, bench->fixed, 1, 0, &unused) < 0)
-            return failed(err);
-        ns[i] = (double)(moge_clock_ns() - begin_ns);
+    int rc = 0;
+    for (int32_t i = 0; i < WARM_STEPS && rc == 0; i++) {
+        struct spec_sample sample = {0};
+        rc = step(bench, 0, 1, 0, &sample, err);
+        ns[i] = (double)sample.ns;
     }
     moge_values_sort(ns, WARM_STEPS);
     bench->step_ns = ns[WARM_STEPS / 2];
-    int64_t n_out = 1;
-    while (n_out > 0)
-        n_out = step(bench, bench->fixed, bench->n_seqs, 0, &unused);
-    if (n_out < 0)
-        return failed(err);
+    struct spec_sample unused = {0};
+    bench->n_known[0] = bench->options.n_prompt;
+    for (int32_t i = 0; i < 2 * bench->options.n_tokens && rc == 0; i++)
+        rc = step(bench, 0, bench->n_seqs, 0, &unused, err);
     memcpy(bench->truth, bench->tokens,
            (size_t)bench->n_seqs * stride_of(bench) * sizeof *bench->truth);
-    return 0;
+    return rc;
 }
 
 /* Auto begins as in a daemon that has just started. */
@@ -282,7 +293,7 @@ static void calibrate(struct spec_bench *bench) {
     struct moge_calibration with = {.engine = bench->engine,
                                     .accept = bench->accept,
                                     .batch = &bench->batch,
-                                    .n_pages = moge_kv_pages_for(bench->n_context) * bench->n_seqs,
+                                    .n_pages = bench->n_seqs,
                                     .budget_ns = MOGE_CALIBRATION_MAX_NS};
     moge_draft_calibrate(bench->adaptive, &with);
 }
@@ -290,10 +301,11 @@ static void calibrate(struct spec_bench *bench) {
 int moge_spec_open(struct spec_bench *bench, struct moge_err *err) {
     const struct spec_options *options = &bench->options;
     bench->n_context = options->n_prompt + 2 * options->n_tokens;
+    bench->pages_each = moge_kv_pages_for(bench->n_context);
     for (int32_t i = 0; i < options->n_batches; i++)
         if (options->batches[i] > bench->n_seqs)
             bench->n_seqs = options->batches[i];
-    bench->step_len_max = MOGE_DRAFT_LEN_MAX;
+    bench->n_slots = bench->n_seqs * options->n_modes;
     int rc = moge_threads_new(&bench->threads, options->n_threads, err);
     if (rc == 0)
         rc = models_open(bench, err);
@@ -309,7 +321,7 @@ int moge_spec_open(struct spec_bench *bench, struct moge_err *err) {
         rc = truth_make(bench, err);
     if (rc == 0)
         calibrate(bench);
-    return rc ? rc : prompts_compute(bench, err); /* trials have written into their pages */
+    return rc;
 }
 
 void moge_spec_close(struct spec_bench *bench) {
@@ -321,10 +333,10 @@ void moge_spec_close(struct spec_bench *bench) {
         bench->lookup.ops->free(bench->lookup.self);
     moge_accept_free(bench->accept);
     moge_engine_free(bench->engine);
-    moge_kv_free(bench->kv);
     moge_model_close(bench->draft_model);
     moge_model_close(bench->model);
     moge_threads_free(bench->threads);
+    free(bench->pages);
     free(bench->tokens);
     free(bench->truth);
     free(bench->n_known);
@@ -332,33 +344,59 @@ void moge_spec_close(struct spec_bench *bench) {
     free(bench->batch.spans);
 }
 
-/* ---- one run ---- */
+/* ---- rounds ---- */
 
-int moge_spec_run(struct spec_bench *bench, int32_t n_batch, int32_t mode, int32_t round,
-                  struct spec_sample *out, struct moge_err *err) {
-    struct moge_draft *draft = mode == SPEC_AUTO ? bench->adaptive : bench->fixed;
-    int64_t n_tokens = 0, n_steps = 0, n_goal = (int64_t)n_batch * bench->options.n_tokens;
-    if (bench->options.drafter == SPEC_DRAFTER_ORACLE)
+/* Sets a slot back to its prompt, and takes from it what it has said. */
+static void slot_restart(struct spec_bench *bench, int32_t slot, int32_t mode) {
+    int32_t n_prompt = bench->options.n_prompt;
+    bench->n_known[slot] = n_prompt;
+    memset(tokens_of(bench, slot) + n_prompt, 0,
+           (stride_of(bench) - (size_t)n_prompt) * sizeof *bench->tokens);
+    moge_draft_forget(draft_of(bench, mode), slot);
+}
+
+/* What the slot has said so far is the truth. */
+static bool slot_is_true(const struct spec_bench *bench, int32_t slot) {
+    const int32_t *truth = bench->truth + (size_t)(slot % bench->n_seqs) * stride_of(bench);
+    return memcmp(tokens_of(bench, slot), truth, (size_t)bench->n_known[slot] * sizeof *truth) == 0;
+}
+
+/* The mode with the fewest tokens; of several, nobody always comes after the same one. */
+static int32_t mode_behind(const struct spec_bench *bench, const struct spec_sample *samples,
+                           int32_t turn) {
+    int32_t n_modes = bench->options.n_modes, first = turn + turn / n_modes,
+            behind = first % n_modes;
+    for (int32_t i = 1; i < n_modes; i++) {
+        int32_t at = (first + i) % n_modes;
+        behind = samples[at].n_tokens < samples[behind].n_tokens ? at : behind;
+    }
+    return behind;
+}
+
+int moge_spec_round(struct spec_bench *bench, int32_t n_batch, int32_t round,
+                    struct spec_sample *samples, struct moge_err *err) {
+    const struct spec_options *options = &bench->options;
+    int64_t n_goal = (int64_t)n_batch * options->n_tokens;
+    if (options->drafter == SPEC_DRAFTER_ORACLE)
         moge_spec_oracle_round(&bench->drafter, round);
-    for (int32_t i = 0; i < n_batch; i++) {
-        bench->n_known[i] = bench->options.n_prompt;
-        moge_draft_forget(draft, i);
+    for (int32_t i = 0; i < options->n_modes; i++) {
+        samples[i] = (struct spec_sample){0};
+        for (int32_t k = 0; k < n_batch; k++)
+            slot_restart(bench, i * bench->n_seqs + k, options->modes[i]);
     }
-    *out = (struct spec_sample){0};
-    int64_t begin_ns = moge_clock_ns();
-    while (n_tokens < n_goal) {
-        int64_t n = step(bench, draft, n_batch, mode, out);
-        if (n < 0)
-            return failed(err);
-        n_tokens += n;
-        n_steps += bench->batch.n_spans;
+    for (int32_t turn = round;; turn++) {
+        int32_t i = mode_behind(bench, samples, turn);
+        if (samples[i].n_tokens >= n_goal)
+            break;
+        int rc = step(bench, i * bench->n_seqs, n_batch, options->modes[i], &samples[i], err);
+        if (rc)
+            return rc;
     }
-    out->tok_s = (double)n_tokens * 1e9 / (double)(moge_clock_ns() - begin_ns);
-    out->acceptance_length = (double)n_tokens / (double)n_steps;
-    for (int32_t i = 0; i < n_batch; i++)
-        if (memcmp(tokens_of(bench, i), bench->truth + (size_t)i * stride_of(bench),
-                   (size_t)bench->n_known[i] * sizeof *bench->truth) != 0)
-            return moge_fail(err, MOGE_INTERNAL, "sequence %d of %d yields other tokens in mode %d",
-                             i, n_batch, mode);
+    for (int32_t i = 0; i < options->n_modes; i++)
+        for (int32_t k = 0; k < n_batch; k++)
+            if (!slot_is_true(bench, i * bench->n_seqs + k))
+                return moge_fail(err, MOGE_INTERNAL,
+                                 "sequence %d of %d yields other tokens in mode %d", k, n_batch,
+                                 options->modes[i]);
     return 0;
 }

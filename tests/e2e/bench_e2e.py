@@ -157,7 +157,9 @@ class Bench(unittest.TestCase):
                          [(batch, mode) for batch in (1, 3) for mode in ("off", "auto", 2)])
         for line in lines:
             self.assertTrue(0 < line["tok_s_q1"] <= line["tok_s"] <= line["tok_s_q3"])
-            self.assertLessEqual(line["ratio_q1"], line["ratio"])
+            self.assertLessEqual(line["ratio_q1"], line["ratio_q3"])
+            self.assertTrue(line["ratio_low"] <= line["ratio"] <= line["ratio_high"])
+            self.assertEqual(line["offered"], sum(i * n for i, n in enumerate(line["lengths"])))
             self.assertLessEqual(line["accepted"], line["offered"])
             self.assertEqual((line["drafter"], line["acceptance"]), ("oracle", [1, 1]))
         for line in lines:
