@@ -18,7 +18,7 @@
 static const char usage_text[] =
     "Usage: moge bench engine --model FILE [options]\n"
     "Measures forward passes: prefill, decode, verification, batches, as a fraction of what this\n"
-    "machine can do: its read bandwidth and arithmetic peaks are measured at the start.\n"
+    "machine can do: its read bandwidth and arithmetic peaks are measured in turns with them.\n"
     "\n"
     "  --model FILE      GGUF file\n"
     "  --threads N       worker threads (1)\n"

@@ -40,7 +40,8 @@ struct moge_bench {
     struct moge_model *model;
     struct moge_threads *threads;
     struct moge_engine *engine;
-    struct moge_machine_limits limits;
+    struct moge_limits_probe probe;
+    struct moge_machine_limits limits; /* while the last work was measured */
     struct moge_batch batch;
     int32_t n_rows_max;        /* of --rows */
     int32_t n_context, n_seqs; /* sequences that have a history */
@@ -57,7 +58,7 @@ struct moge_bench {
 
 /* ---- bench_pass.c: 0 or a moge_code ---- */
 
-/* Opens the model, makes the pool and the engine, measures the machine. */
+/* Opens the model, makes the pool and the engine, measures the machine once. */
 int moge_bench_setup(struct moge_bench *bench, struct moge_err *err);
 void moge_bench_fini(struct moge_bench *bench);
 
@@ -65,7 +66,8 @@ void moge_bench_fini(struct moge_bench *bench);
  * read.  Prefill and greedy overwrite the first. */
 int moge_bench_histories(struct moge_bench *bench, int32_t n_seqs);
 
-/* Repeats one kind of pass (the first ever of it is not counted) and reports its median. */
+/* Repeats one kind of pass (the first ever of it is not counted), in turns with a look at what the
+ * machine can do, and reports its median. */
 int moge_bench_measure(struct moge_bench *bench, const struct moge_bench_work *work);
 
 /* The likeliest token n times over, behind tokens [0, n_prompt) of sequence 0, printed as one JSON

@@ -53,13 +53,19 @@ static bool is_warm(struct moge_bench *bench, const struct moge_bench_work *work
     return false;
 }
 
+#define LIMITS_EACH_MS 100 /* of passes */
+
 int moge_bench_measure(struct moge_bench *bench, const struct moge_bench_work *work) {
     struct moge_bench_cost cost = {0};
-    double begin = now_ms();
+    double begin = now_ms(), since_limits_ms = LIMITS_EACH_MS;
     int32_t n = is_warm(bench, work) ? 0 : -1;
     while (n < bench->repeats ||
            (now_ms() - begin < bench->seconds * 1e3 && n < MOGE_BENCH_REPEATS_MAX)) {
         batch_fill(bench, work);
+        if (since_limits_ms >= LIMITS_EACH_MS) {
+            moge_limits_take(&bench->probe);
+            since_limits_ms = 0;
+        }
         double start = now_ms();
         int rc = moge_engine_forward(bench->engine, &bench->batch);
         if (rc != 0)
@@ -67,7 +73,7 @@ int moge_bench_measure(struct moge_bench *bench, const struct moge_bench_work *w
         if (n < 0) {
             begin = now_ms();
         } else {
-            bench->ms[n] = now_ms() - start;
+            since_limits_ms += bench->ms[n] = now_ms() - start;
             cost.experts += moge_engine_last(bench->engine)->experts_touched;
             cost.weight_bytes += (double)moge_engine_last(bench->engine)->weight_bytes;
         }
@@ -75,6 +81,7 @@ int moge_bench_measure(struct moge_bench *bench, const struct moge_bench_work *w
     }
     moge_values_sort(bench->ms, (size_t)n);
     bench->n_ms = n;
+    bench->limits = moge_limits_median(&bench->probe);
     cost.experts /= n;
     cost.weight_bytes /= n;
     cost.kv_bytes = (double)work->n_seqs * (work->pos + work->n_rows) *
@@ -180,8 +187,12 @@ int moge_bench_setup(struct moge_bench *bench, struct moge_err *err) {
     if (rc == 0)
         rc = moge_engine_new(&bench->engine, bench->model, bench->threads, &options, err);
     if (rc == 0)
-        rc = moge_machine_limits_measure(&bench->limits, bench->threads, moge_kernels_level(), err);
-    return rc;
+        rc = moge_limits_open(&bench->probe, bench->threads, moge_kernels_level(), err);
+    if (rc != 0)
+        return rc;
+    moge_limits_take(&bench->probe);
+    bench->limits = moge_limits_median(&bench->probe);
+    return 0;
 }
 
 int moge_bench_histories(struct moge_bench *bench, int32_t n_seqs) {
@@ -199,6 +210,7 @@ int moge_bench_histories(struct moge_bench *bench, int32_t n_seqs) {
 }
 
 void moge_bench_fini(struct moge_bench *bench) {
+    moge_limits_close(&bench->probe);
     moge_engine_free(bench->engine);
     moge_threads_free(bench->threads);
     moge_model_close(bench->model);

@@ -5,8 +5,9 @@
  *                  int8 products / int8 peak + 4-bit products / 4-bit peak + f32 products / FMA
  * peak)
  *
- * Bytes are those that must be read at least once: the union of the experts touched, and the keys
- * and values of every sequence.  Products are those of weight matrices and of attention. */
+ * with bandwidth and peaks as the machine gave them meanwhile: medians, as the time is.  Bytes are
+ * those that must be read at least once: the union of the experts touched, and the keys and values
+ * of every sequence.  Products are those of weight matrices and of attention. */
 #include "tools/bench_engine.h"
 
 #include <errno.h>
@@ -50,7 +51,7 @@ struct line {
 
 static struct line line_of(const struct moge_bench *bench, const struct moge_bench_work *work,
                            const struct moge_bench_cost *cost) {
-    const struct moge_machine_limits *limits = &bench->limits;
+    const double *limit = bench->limits.of;
     int32_t n = bench->n_ms;
     struct line line = {
         .median = bench->ms[n / 2], .q1 = bench->ms[n / 4], .q3 = bench->ms[n - 1 - n / 4]};
@@ -58,9 +59,9 @@ static struct line line_of(const struct moge_bench *bench, const struct moge_ben
     line.tok_s = work->n_seqs * work->n_rows / line.median * 1e3;
     line.gb_s = bytes / line.median / 1e6;
     line.gmac_s = (cost->i8_macs + cost->i4_macs + cost->f32_macs) / line.median / 1e6;
-    line.bytes_ms = bytes / limits->read_gb_s / 1e6;
-    line.macs_ms = (cost->i8_macs / limits->i8_gmac_s + cost->i4_macs / limits->i4_gmac_s +
-                    cost->f32_macs / limits->f32_gmac_s) /
+    line.bytes_ms = bytes / limit[MOGE_LIMIT_READ] / 1e6;
+    line.macs_ms = (cost->i8_macs / limit[MOGE_LIMIT_I8] + cost->i4_macs / limit[MOGE_LIMIT_I4] +
+                    cost->f32_macs / limit[MOGE_LIMIT_F32]) /
                    1e6;
     line.bound = line.bytes_ms >= line.macs_ms ? "bandwidth" : "arithmetic";
     line.fraction = (line.bytes_ms >= line.macs_ms ? line.bytes_ms : line.macs_ms) / line.median;
@@ -72,7 +73,7 @@ const char *const moge_bench_kv_names[3] = {
 
 void moge_bench_header(const struct moge_bench *bench) {
     const struct moge_model_info *info = moge_model_info(bench->model);
-    const struct moge_machine_limits *limits = &bench->limits;
+    const double *limit = bench->limits.of;
     printf("%s: %s, %.2f M parameters (%.2f M a token), %s, %.1f MB, loaded in %.0f ms\n",
            info->name, info->architecture, (double)info->n_params / 1e6,
            (double)info->n_params_active / 1e6, info->weights, (double)info->weight_bytes / 1e6,
@@ -80,14 +81,15 @@ void moge_bench_header(const struct moge_bench *bench) {
     printf("%d threads, %s, behind %d positions, KV in %s\n", bench->n_threads, moge_kernels()->isa,
            bench->depth, moge_bench_kv_names[bench->kv_type]);
     printf("limits: %.1f GB/s, %.0f GMAC/s of int8, %.0f of 4-bit, %.0f of f32\n\n",
-           limits->read_gb_s, limits->i8_gmac_s, limits->i4_gmac_s, limits->f32_gmac_s);
+           limit[MOGE_LIMIT_READ], limit[MOGE_LIMIT_I8], limit[MOGE_LIMIT_I4],
+           limit[MOGE_LIMIT_F32]);
     printf("%-8s %5s %10s %20s %9s %7s %8s %8s %10s %9s %6s\n", "work", "rows", "ms", "quartiles",
            "tok/s", "GB/s", "GMAC/s", "of limit", "bound", "experts", "n");
 }
 
 static void print_json(const struct moge_bench *bench, const struct moge_bench_work *work,
                        const struct moge_bench_cost *cost, const struct line *line) {
-    const struct moge_machine_limits *limits = &bench->limits;
+    const double *limit = bench->limits.of;
     printf("{\"work\":\"%s\",\"rows\":%d,\"ms_median\":%.4f,\"ms_q1\":%.4f,\"ms_q3\":%.4f,"
            "\"ms_min\":%.4f,\"ms_max\":%.4f,\"repeats\":%d,\"tok_s\":%.2f,\"gb_s\":%.6g,"
            "\"gmac_s\":%.3f,\"experts\":%.1f,\"weight_mb\":%.3f,\"kv_mb\":%.3f,\"depth\":%d,"
@@ -100,21 +102,21 @@ static void print_json(const struct moge_bench *bench, const struct moge_bench_w
     printf("\"limit_gb_s\":%.2f,\"limit_i8_gmac_s\":%.1f,\"limit_i4_gmac_s\":%.1f,"
            "\"limit_f32_gmac_s\":%.1f,\"limit_bytes_ms\":%.4f,\"limit_macs_ms\":%.4f,"
            "\"bound\":\"%s\",\"fraction\":%.4f}\n",
-           limits->read_gb_s, limits->i8_gmac_s, limits->i4_gmac_s, limits->f32_gmac_s,
-           line->bytes_ms, line->macs_ms, line->bound, line->fraction);
+           limit[MOGE_LIMIT_READ], limit[MOGE_LIMIT_I8], limit[MOGE_LIMIT_I4],
+           limit[MOGE_LIMIT_F32], line->bytes_ms, line->macs_ms, line->bound, line->fraction);
 }
 
 static void print_csv(const struct moge_bench *bench, const struct moge_bench_work *work,
                       const struct line *line) {
-    const struct moge_machine_limits *limits = &bench->limits;
+    const double *limit = bench->limits.of;
     const struct moge_model_info *info = moge_model_info(bench->model);
     fprintf(bench->csv, "%s,%s,%s,%s,%s,%d,%s,%d,%d,%d,%.3f,%.3f,%.3f,%.2f,%.2f,%.2f,",
             bench->machine, bench->commit, info->name, info->weights, moge_kernels()->isa,
             bench->n_threads, work->name, work->n_seqs * work->n_rows, work->pos, bench->n_ms,
             line->median, line->q1, line->q3, line->tok_s, line->gb_s, line->gmac_s);
-    fprintf(bench->csv, "%.2f,%.1f,%.1f,%.1f,%s,%.3f,%s\n", limits->read_gb_s, limits->i8_gmac_s,
-            limits->i4_gmac_s, limits->f32_gmac_s, line->bound, line->fraction,
-            moge_bench_kv_names[bench->kv_type]);
+    fprintf(bench->csv, "%.2f,%.1f,%.1f,%.1f,%s,%.3f,%s\n", limit[MOGE_LIMIT_READ],
+            limit[MOGE_LIMIT_I8], limit[MOGE_LIMIT_I4], limit[MOGE_LIMIT_F32], line->bound,
+            line->fraction, moge_bench_kv_names[bench->kv_type]);
     fflush(bench->csv);
 }
 

@@ -4,24 +4,22 @@
 #include <string.h>
 #include <sys/mman.h>
 
-#include "engine/kernels/peak.h"
 #include "tools/clock.h"
+#include "tools/quantile.h"
 
 #define BUFFER_BYTES ((size_t)256 << 20) /* far more than a share of any cache */
-#define RUNS         8
-#define RUN_SECONDS  0.01 /* of an arithmetic probe */
+#define RUN_SECONDS  0.004               /* of an arithmetic probe, at least */
 
-struct probe {
-    const struct moge_peak *peak;
-    int64_t (*macs)(int64_t n); /* NULL: read */
-    int64_t n;
-    char *data;
+struct run {
+    const struct moge_limits_probe *probe;
+    enum moge_limit limit;
     int64_t done[MOGE_THREADS_MAX];  /* multiply-adds or bytes, by thread */
     uint64_t seen[MOGE_THREADS_MAX]; /* what reading found, so that it is not left out */
 };
 
 /* The part of the buffer that belongs to one thread. */
-static char *part_of(const struct probe *probe, int i_thread, int n_threads, size_t *n) {
+static char *part_of(const struct moge_limits_probe *probe, int i_thread, int n_threads,
+                     size_t *n) {
     int begin, end;
     moge_threads_split((int)(BUFFER_BYTES / MOGE_PEAK_READ), 1, i_thread, n_threads, &begin, &end);
     *n = (size_t)(end - begin) * MOGE_PEAK_READ;
@@ -34,63 +32,75 @@ static void touch_run(void *arg, int i_thread, int n_threads) {
     memset(part, 1, n);
 }
 
-static void probe_run(void *arg, int i_thread, int n_threads) {
-    struct probe *probe = arg;
-    if (probe->macs) {
-        probe->done[i_thread] = probe->macs(probe->n);
+static void limit_run(void *arg, int i_thread, int n_threads) {
+    struct run *run = arg;
+    const struct moge_peak *peak = &run->probe->peak;
+    int64_t n = run->probe->n[run->limit];
+    int64_t (*const macs[])(int64_t) = {[MOGE_LIMIT_I8] = peak->macs_i8,
+                                        [MOGE_LIMIT_I4] = peak->macs_i4,
+                                        [MOGE_LIMIT_F32] = peak->macs_f32};
+    if (run->limit == MOGE_LIMIT_READ) {
+        size_t bytes;
+        const char *part = part_of(run->probe, i_thread, n_threads, &bytes);
+        run->seen[i_thread] = peak->read(part, bytes);
+        run->done[i_thread] = (int64_t)bytes;
     } else {
-        size_t n;
-        const char *part = part_of(probe, i_thread, n_threads, &n);
-        probe->seen[i_thread] += probe->peak->read(part, n);
-        probe->done[i_thread] = (int64_t)n;
+        run->done[i_thread] = macs[run->limit](n);
     }
 }
 
 /* Units a nanosecond of the whole pool, in one run. */
-static double rate(struct probe *probe, struct moge_threads *threads, double *seconds) {
-    double start = moge_clock_s();
-    moge_threads_run(threads, probe_run, probe);
+static double rate(struct moge_limits_probe *probe, enum moge_limit limit, double *seconds) {
+    struct run run = {.probe = probe, .limit = limit};
+    double start = moge_clock_s(), done = 0;
+    moge_threads_run(probe->threads, limit_run, &run);
     *seconds = moge_clock_s() - start;
-    double done = 0;
-    for (int i = 0; i < moge_threads_count(threads); i++)
-        done += (double)probe->done[i];
+    for (int i = 0; i < moge_threads_count(probe->threads); i++)
+        done += (double)run.done[i];
     return done / *seconds * 1e-9;
 }
 
-static double best_rate(struct probe *probe, struct moge_threads *threads,
-                        int64_t (*macs)(int64_t n)) {
-    double seconds = 0, best = 0;
-    probe->macs = macs;
-    for (probe->n = 64; macs && probe->n < INT64_MAX / 4; probe->n *= 2) {
-        rate(probe, threads, &seconds);
-        if (seconds >= RUN_SECONDS)
-            break;
-    }
-    for (int i = 0; i < RUNS; i++) {
-        double now = rate(probe, threads, &seconds);
-        best = now > best ? now : best;
-    }
-    return best;
-}
-
-int moge_machine_limits_measure(struct moge_machine_limits *out, struct moge_threads *threads,
-                                enum moge_isa isa, struct moge_err *err) {
-    struct moge_peak peak;
-    moge_peak_fill(&peak, isa);
-    struct probe probe = {.peak = &peak};
+int moge_limits_open(struct moge_limits_probe *probe, struct moge_threads *threads,
+                     enum moge_isa isa, struct moge_err *err) {
+    *probe = (struct moge_limits_probe){.threads = threads};
+    moge_peak_fill(&probe->peak, isa);
     void *data =
         mmap(NULL, BUFFER_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (data == MAP_FAILED)
         return moge_fail(err, MOGE_NOMEM, "no memory to measure the machine's read bandwidth");
     madvise(data, BUFFER_BYTES,
             MADV_HUGEPAGE); /* a hint: without it the figure is a little lower */
-    probe.data = data;
-    moge_threads_run(threads, touch_run, &probe);
-    out->read_gb_s = best_rate(&probe, threads, NULL);
-    munmap(data, BUFFER_BYTES);
-    out->i8_gmac_s = best_rate(&probe, threads, peak.macs_i8);
-    out->i4_gmac_s =
-        peak.macs_i4 == peak.macs_i8 ? out->i8_gmac_s : best_rate(&probe, threads, peak.macs_i4);
-    out->f32_gmac_s = best_rate(&probe, threads, peak.macs_f32);
+    probe->data = data;
+    moge_threads_run(threads, touch_run, probe);
+    for (enum moge_limit limit = MOGE_LIMIT_I8; limit < MOGE_LIMITS; limit++) {
+        double seconds = 0;
+        for (probe->n[limit] = 64; seconds < RUN_SECONDS; probe->n[limit] *= 2)
+            rate(probe, limit, &seconds);
+    }
     return 0;
+}
+
+void moge_limits_close(struct moge_limits_probe *probe) {
+    if (probe->data)
+        munmap(probe->data, BUFFER_BYTES);
+    probe->data = NULL;
+}
+
+void moge_limits_take(struct moge_limits_probe *probe) {
+    double seconds;
+    int32_t at = probe->n_taken++ % MOGE_LIMITS_TAKEN_MAX;
+    for (enum moge_limit limit = 0; limit < MOGE_LIMITS; limit++)
+        probe->taken[limit][at] = rate(probe, limit, &seconds);
+}
+
+struct moge_machine_limits moge_limits_median(struct moge_limits_probe *probe) {
+    struct moge_machine_limits limits;
+    int32_t n = probe->n_taken < MOGE_LIMITS_TAKEN_MAX ? probe->n_taken : MOGE_LIMITS_TAKEN_MAX;
+    MOGE_ASSERT(n > 0);
+    for (enum moge_limit limit = 0; limit < MOGE_LIMITS; limit++) {
+        moge_values_sort(probe->taken[limit], (size_t)n);
+        limits.of[limit] = moge_quantile(probe->taken[limit], (size_t)n, 0.5);
+    }
+    probe->n_taken = 0;
+    return limits;
 }
