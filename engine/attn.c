@@ -23,15 +23,18 @@
 #include "engine/engine_state.h"
 #include "moge/kv.h"
 
-/* K (which 0) or V (1) of one KV head in the page that holds position pos. */
+/* K (which 0) or V (1) of one KV head in the page that holds position pos.  All pages of a head's K
+ * or V stand side by side: pages are mostly handed out in order, so what a head reads is mostly one
+ * stream. */
 static void *kv_page(const struct moge_engine *engine, int32_t layer, int which, int32_t kv_head,
                      const struct moge_row *row, int32_t pos) {
     const struct moge_model_info *info = &engine->model->info;
     size_t page = (size_t)row->pages[pos / MOGE_PAGE_TOKENS],
            n_pages = (size_t)engine->options.n_pages;
     size_t block =
-        (((size_t)layer * n_pages + page) * 2 + (size_t)which) * (size_t)info->n_kv_heads +
-        (size_t)kv_head;
+        (((size_t)layer * 2 + (size_t)which) * (size_t)info->n_kv_heads + (size_t)kv_head) *
+            n_pages +
+        page;
     return engine->kv + block * engine->kv_block_bytes;
 }
 

@@ -10,8 +10,9 @@
  * Sums stay in registers.  A sum waits for the one before it, so there must be 8 vectors of them to
  * keep both multipliers busy; with 16 lanes a vector that takes two pages, or 32 columns.
  *
- * While a page is computed a later one is fetched: pages lie anywhere, and hardware
- * prefetchers stop at 4 KiB. */
+ * While a page is computed a later one is fetched, evenly and line by line, whatever order the page
+ * itself is read in: lines asked for in bursts are dropped when too many are under way.  Pages lie
+ * anywhere, and hardware prefetchers stop at 4 KiB. */
 #ifndef MOGE_ATTN_PAGE_BODY_H
 #define MOGE_ATTN_PAGE_BODY_H
 
@@ -25,6 +26,9 @@
 #else
 #define ATTN_WIDE 1
 #endif
+
+/* Positions of a page at a time: most pages are full, and their loops are of constant length. */
+#define ATTN_UNROLL _Pragma("GCC unroll 4")
 
 /* ---- f16 ---- */
 
@@ -58,9 +62,10 @@ ATTN_INLINE void values_columns(const float *p, size_t stride, const uint16_t *v
     for (int h = 0; h < n_heads; h++)
         for (int j = 0; j < n_wide; j++)
             sum[h][j] = lf_take(out[h] + i + j * LANES, head_dim - i - j * LANES);
+    ATTN_UNROLL
     for (int32_t t = 0; t < n_tok; t++) {
         size_t at = (size_t)t * (size_t)head_dim + (size_t)i;
-        __builtin_prefetch(ahead + at);
+        __builtin_prefetch(ahead + (size_t)(i + t * n_wide) * LANES);
         for (int j = 0; j < n_wide; j++)
             value[j] = lf_take_f16(v + at + j * LANES, head_dim - i - j * LANES);
         for (int h = 0; h < n_heads; h++)
@@ -72,7 +77,7 @@ ATTN_INLINE void values_columns(const float *p, size_t stride, const uint16_t *v
             lf_put(out[h] + i + j * LANES, sum[h][j], head_dim - i - j * LANES);
 }
 
-ATTN_INLINE void values_tile(const float *p, size_t stride, const void *const *pages, int32_t n_tok,
+ATTN_INLINE void values_page(const float *p, size_t stride, const void *const *pages, int32_t n_tok,
                              int32_t head_dim, float *const *out, const int n_heads) {
     int32_t i = 0;
     for (; i + ATTN_WIDE * LANES <= head_dim; i += ATTN_WIDE * LANES)
@@ -81,6 +86,14 @@ ATTN_INLINE void values_tile(const float *p, size_t stride, const void *const *p
     for (; i < head_dim; i += LANES)
         values_columns(p, stride, pages[0], pages[MOGE_ATTN_AHEAD], n_tok, head_dim, out, i, 1,
                        n_heads);
+}
+
+ATTN_INLINE void values_tile(const float *p, size_t stride, const void *const *pages, int32_t n_tok,
+                             int32_t head_dim, float *const *out, const int n_heads) {
+    if (n_tok == LANES)
+        values_page(p, stride, pages, LANES, head_dim, out, n_heads);
+    else
+        values_page(p, stride, pages, n_tok, head_dim, out, n_heads);
 }
 
 /* ---- q8_0 ---- */
@@ -128,8 +141,9 @@ ATTN_INLINE void values_columns_q8_0(float (*weights)[LANES], const struct moge_
     for (int h = 0; h < n_heads; h++)
         for (int j = 0; j < n_wide; j++)
             sum[h][j] = lf_take(out[h] + i + j * LANES, head_dim - i - j * LANES);
+    ATTN_UNROLL
     for (int32_t t = 0; t < n_tok; t++) {
-        __builtin_prefetch(ahead->q + t * 32);
+        __builtin_prefetch(ahead->q + (i % 32 + t * n_wide) * LANES);
         for (int j = 0; j < n_wide; j++)
             value[j] = lf_load_i8(v->q + t * 32 + i % 32 + j * LANES);
         for (int h = 0; h < n_heads; h++)
@@ -141,7 +155,7 @@ ATTN_INLINE void values_columns_q8_0(float (*weights)[LANES], const struct moge_
             lf_put(out[h] + i + j * LANES, sum[h][j], head_dim - i - j * LANES);
 }
 
-ATTN_INLINE void values_tile_q8_0(const float *p, size_t stride, const void *const *pages,
+ATTN_INLINE void values_page_q8_0(const float *p, size_t stride, const void *const *pages,
                                   int32_t n_tok, int32_t head_dim, float *const *out,
                                   const int n_heads) {
     const struct moge_kv_q8_0 *v = pages[0], *ahead = pages[MOGE_ATTN_AHEAD];
@@ -156,6 +170,15 @@ ATTN_INLINE void values_tile_q8_0(const float *p, size_t stride, const void *con
         for (; i < end; i += LANES)
             values_columns_q8_0(weights, v, ahead, n_tok, head_dim, out, i, 1, n_heads);
     }
+}
+
+ATTN_INLINE void values_tile_q8_0(const float *p, size_t stride, const void *const *pages,
+                                  int32_t n_tok, int32_t head_dim, float *const *out,
+                                  const int n_heads) {
+    if (n_tok == LANES)
+        values_page_q8_0(p, stride, pages, LANES, head_dim, out, n_heads);
+    else
+        values_page_q8_0(p, stride, pages, n_tok, head_dim, out, n_heads);
 }
 
 /* ---- pages and tiles ---- */
