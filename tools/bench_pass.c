@@ -3,6 +3,7 @@
  * touched. */
 #include "tools/bench_engine.h"
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "tools/clock.h"
@@ -53,7 +54,17 @@ static bool is_warm(struct moge_bench *bench, const struct moge_bench_work *work
     return false;
 }
 
-#define LIMITS_EACH_MS 100 /* of passes */
+/* Probes follow so much time of passes each, a long pass only so many. */
+#define LIMITS_EACH_MS 100
+#define LIMITS_AT_ONCE 8
+
+static void limits_follow(struct moge_bench *bench, double *since_ms) {
+    for (int32_t i = 0; i < LIMITS_AT_ONCE && *since_ms >= LIMITS_EACH_MS; i++) {
+        moge_limits_take(&bench->probe);
+        *since_ms -= LIMITS_EACH_MS;
+    }
+    *since_ms = fmod(*since_ms, LIMITS_EACH_MS);
+}
 
 int moge_bench_measure(struct moge_bench *bench, const struct moge_bench_work *work) {
     struct moge_bench_cost cost = {0};
@@ -62,10 +73,7 @@ int moge_bench_measure(struct moge_bench *bench, const struct moge_bench_work *w
     while (n < bench->repeats ||
            (now_ms() - begin < bench->seconds * 1e3 && n < MOGE_BENCH_REPEATS_MAX)) {
         batch_fill(bench, work);
-        if (since_limits_ms >= LIMITS_EACH_MS) {
-            moge_limits_take(&bench->probe);
-            since_limits_ms = 0;
-        }
+        limits_follow(bench, &since_limits_ms);
         double start = now_ms();
         int rc = moge_engine_forward(bench->engine, &bench->batch);
         if (rc != 0)
