@@ -72,7 +72,7 @@ static int worker_take(struct moge_engine *engine, struct moge_worker *worker) {
     worker->gemm = moge_arena_take(arena, 1, moge_gemm_scratch_bytes(n_in_max(engine->model)));
     if (!worker->gemm)
         return MOGE_NOMEM;
-    TAKE(worker->router_logits, router->n_experts + 1);
+    TAKE(worker->router_logits, MOGE_ROWS_ROUTED * (size_t)router->n_experts + 1);
     TAKE(worker->chosen, MOGE_ROWS_FEW * n_used + 1);
     TAKE(worker->weights, MOGE_ROWS_FEW * n_used + 1);
     TAKE(worker->shared_weight, MOGE_ROWS_FEW);
@@ -137,7 +137,7 @@ static size_t scratch_bytes(const struct moge_engine *engine) {
     size_t each = MOGE_ROWS_FEW * wide * 8 +
                   (size_t)info->n_heads * MOGE_ATTN_ROWS * (MOGE_ATTN_SEGMENT + 8) * 4 +
                   moge_gemm_scratch_bytes((int32_t)wide) + n_rows * n_used * 8 +
-                  (size_t)model->router.n_experts * 16;
+                  (size_t)model->router.n_experts * (MOGE_ROWS_ROUTED * 4 + 16);
     return shared + n_threads * (each + 8192) + (1 << 20);
 }
 

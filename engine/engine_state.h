@@ -13,6 +13,8 @@
 /* With so few rows every thread prepares its own copy of a matrix's input instead of waiting at a
  * barrier for a shared one: preparing a row twice costs less than meeting once. */
 #define MOGE_ROWS_FEW 4
+/* Rows that are routed together: an expert's router weights are read once for them. */
+#define MOGE_ROWS_ROUTED 16
 
 /* Attention takes so many rows of a sequence through a page together, and so many positions of them
  * between two parts of their softmax (docs/NUMERICS.md). */
@@ -38,7 +40,7 @@ struct moge_worker {
     int32_t *chosen;       /* [MOGE_ROWS_FEW, n_used] */
     float *weights;        /* [MOGE_ROWS_FEW, n_used] */
     float *shared_weight;  /* [MOGE_ROWS_FEW] of the shared expert, where the model gates it */
-    float *router_logits;  /* [n_experts] */
+    float *router_logits;  /* [MOGE_ROWS_ROUTED, n_experts] */
     int32_t *expert_begin; /* [n_experts + 1] where an expert's pairs begin */
     int32_t *pair_row;     /* [n_rows_max * n_used] row of each pair, by expert, rows ascending */
     float *pair_weight;    /* [n_rows_max * n_used] */

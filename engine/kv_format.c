@@ -43,12 +43,12 @@ static void f32_store(const struct moge_kernels *kernels, const float *x, void *
 static void f32_scores(const struct moge_kernels *kernels, const float *const *q, int32_t n_q,
                        const void *const *pages, int32_t n_tok, int32_t head_dim, float scale,
                        float *scores, size_t stride) {
+    for (int32_t t = 0; t < n_tok; t += MOGE_PAGE_TOKENS) {
+        int32_t n = n_tok - t < MOGE_PAGE_TOKENS ? n_tok - t : MOGE_PAGE_TOKENS;
+        kernels->dots(q, n_q, pages[t / MOGE_PAGE_TOKENS], n, head_dim, scores + t, stride);
+    }
     for (int32_t h = 0; h < n_q; h++)
-        for (int32_t t = 0; t < n_tok; t++) {
-            const float *key = (const float *)pages[t / MOGE_PAGE_TOKENS] +
-                               (ptrdiff_t)(t % MOGE_PAGE_TOKENS) * head_dim;
-            scores[(size_t)h * stride + (size_t)t] = scale * kernels->dot(q[h], key, head_dim);
-        }
+        kernels->scale(scores + (size_t)h * stride, scale, n_tok);
 }
 
 static void f32_values(const struct moge_kernels *kernels, const float *p, size_t stride,

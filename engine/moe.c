@@ -35,30 +35,6 @@ static float sigmoid(const struct moge_kernels *kernels, float x) {
     return 1 / (1 + z);
 }
 
-/* Experts begin..end of one row's router logits. */
-static void router_logits(const struct moge_engine *engine, const struct moge_layer *layer,
-                          const float *row, int32_t begin, int32_t end, float *logits) {
-    int32_t dim = engine->model->info.dim;
-    const float *weights = layer->router.data;
-    for (int32_t e = begin; e < end; e++)
-        logits[e] = engine->kernels->dot(row, weights + (size_t)e * (size_t)dim, dim);
-}
-
-/* Row i from its router logits (overwritten). */
-static void choose_row(const struct moge_engine *engine, const struct moge_layer *layer,
-                       float *logits, const struct routing *routing, int32_t i) {
-    const float *row = routing->in->f32 + (size_t)i * (size_t)routing->in->n_in;
-    const struct moge_router *router = &engine->model->router;
-    size_t at = (size_t)i * (size_t)router->n_used;
-    if (layer->shared_gate)
-        routing->shared_weight[i] =
-            sigmoid(engine->kernels,
-                    engine->kernels->dot(row, layer->shared_gate, engine->model->info.dim));
-    if (layer->router.n_out > 0)
-        moge_router_choose(router, engine->kernels, logits, layer->router_bias, layer->router_scale,
-                           routing->chosen + at, routing->weights + at);
-}
-
 static bool experts_quantised(const struct moge_layer *layer) {
     bool shared =
         layer->gate.n_out > 0 && (moge_is_quantized(&layer->gate) || moge_is_quantized(&layer->up));
@@ -67,37 +43,60 @@ static bool experts_quantised(const struct moge_layer *layer) {
     return shared || routed;
 }
 
-/* Normalises and routes rows begin..end, each by itself. */
+/* Normalises n <= MOGE_ROWS_ROUTED rows from `first` on, and experts begin..end of their router
+ * logits [n, n_experts]. */
+static void router_logits(const struct moge_engine *engine, const struct moge_layer *layer,
+                          struct moge_act *in, int32_t first, int32_t n, int32_t begin, int32_t end,
+                          float *logits) {
+    const float *rows[MOGE_ROWS_ROUTED], *weights = layer->router.data;
+    for (int32_t i = 0; i < n; i++) {
+        rows[i] = in->f32 + (size_t)(first + i) * (size_t)in->n_in;
+        moge_forward_normalise(engine, layer->ffn_norm, first + i, in, first + i,
+                               experts_quantised(layer));
+    }
+    engine->kernels->dots(rows, n, weights + (size_t)begin * (size_t)in->n_in, end - begin,
+                          in->n_in, logits + begin, (size_t)layer->router.n_out);
+}
+
+/* Row i from its router logits (overwritten). */
+static void choose_row(const struct moge_engine *engine, const struct moge_layer *layer,
+                       float *logits, const struct routing *routing, int32_t i) {
+    const float *row = routing->in->f32 + (size_t)i * (size_t)routing->in->n_in;
+    const struct moge_router *router = &engine->model->router;
+    size_t at = (size_t)i * (size_t)router->n_used;
+    if (layer->shared_gate) {
+        float gate;
+        engine->kernels->dots(&row, 1, layer->shared_gate, 1, routing->in->n_in, &gate, 1);
+        routing->shared_weight[i] = sigmoid(engine->kernels, gate);
+    }
+    if (layer->router.n_out > 0)
+        moge_router_choose(router, engine->kernels, logits, layer->router_bias, layer->router_scale,
+                           routing->chosen + at, routing->weights + at);
+}
+
+/* Normalises and routes rows begin..end. */
 static void route_rows(const struct moge_engine *engine, const struct moge_layer *layer,
                        const struct routing *routing, int32_t begin, int32_t end, float *logits) {
     int32_t n_experts = layer->router.n_out;
-    for (int32_t i = begin; i < end; i++) {
-        moge_forward_normalise(engine, layer->ffn_norm, i, routing->in, i,
-                               experts_quantised(layer));
-        router_logits(engine, layer, routing->in->f32 + (size_t)i * (size_t)routing->in->n_in, 0,
-                      n_experts, logits);
-        choose_row(engine, layer, logits, routing, i);
+    for (int32_t first = begin, n; first < end; first += n) {
+        n = end - first < MOGE_ROWS_ROUTED ? end - first : MOGE_ROWS_ROUTED;
+        router_logits(engine, layer, routing->in, first, n, 0, n_experts, logits);
+        for (int32_t i = 0; i < n; i++)
+            choose_row(engine, layer, logits + (ptrdiff_t)i * n_experts, routing, first + i);
     }
 }
 
 /* Few rows and a large router: everybody normalises, experts are shared out, everybody chooses. */
 static void route_experts(const struct moge_engine *engine, const struct moge_layer *layer,
                           const struct routing *routing, int i_thread) {
-    int32_t n_experts = layer->router.n_out, begin, end;
-    moge_threads_split(n_experts, 1, i_thread, engine->n_active, &begin, &end);
-    for (int32_t i = 0; i < engine->n_rows; i++) {
-        moge_forward_normalise(engine, layer->ffn_norm, i, routing->in, i,
-                               experts_quantised(layer));
-        router_logits(engine, layer, routing->in->f32 + (size_t)i * (size_t)routing->in->n_in,
-                      begin, end, engine->few_logits + (ptrdiff_t)i * n_experts);
-    }
-    moge_engine_meet(engine);
+    int32_t n_experts = layer->router.n_out, n_rows = engine->n_rows, begin, end;
     float *logits = engine->workers[i_thread].router_logits;
-    for (int32_t i = 0; i < engine->n_rows; i++) {
-        memcpy(logits, engine->few_logits + (ptrdiff_t)i * n_experts,
-               (size_t)n_experts * sizeof *logits);
-        choose_row(engine, layer, logits, routing, i);
-    }
+    moge_threads_split(n_experts, 1, i_thread, engine->n_active, &begin, &end);
+    router_logits(engine, layer, routing->in, 0, n_rows, begin, end, engine->few_logits);
+    moge_engine_meet(engine);
+    memcpy(logits, engine->few_logits, (size_t)(n_rows * n_experts) * sizeof *logits);
+    for (int32_t i = 0; i < n_rows; i++)
+        choose_row(engine, layer, logits + (ptrdiff_t)i * n_experts, routing, i);
 }
 
 /* The layer's input and routing for all rows. */

@@ -81,8 +81,10 @@ struct moge_kernels {
     void (*add)(float *y, const float *x, int32_t n);
     /* y = fma(a, x, y) */
     void (*axpy)(float *y, float a, const float *x, int32_t n);
-    /* Inner product in 16 lanes. */
-    float (*dot)(const float *x, const float *y, int32_t n);
+    /* out[i * stride + j] = inner product of x[i] and w + j * n, in 16 lanes; for i < n_x, j < n_w.
+     */
+    void (*dots)(const float *const *x, int32_t n_x, const float *w, int32_t n_w, int32_t n,
+                 float *out, size_t stride);
     /* x = exp(x - max) / sum; -INFINITY gives 0, but at least one entry must be finite. */
     void (*softmax)(float *x, int32_t n);
     /* The next n entries of a softmax taken in parts: max (-INFINITY before the first) becomes the

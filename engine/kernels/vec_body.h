@@ -138,11 +138,43 @@ static inline void vec_axpy(float *y, float a, const float *x, int32_t n) {
         lf_put(y + i, lf_fma(factor, lf_take(x + i, n - i), lf_take(y + i, n - i)), n - i);
 }
 
-static inline float vec_dot(const float *x, const float *y, int32_t n) {
-    lf sum = lf_set(0.0f);
-    for (int32_t i = 0; i < n; i += LANES)
-        sum = lf_fma(lf_take(x + i, n - i), lf_take(y + i, n - i), sum);
-    return lf_sum(sum);
+/* A sum waits for its last addition: several side by side wait together, and what is loaded serves
+ * two of them. */
+static inline __attribute__((always_inline)) void dots_tile(const float *const *x, const float *w,
+                                                            int32_t n, float *out, size_t stride,
+                                                            const int n_x, const int n_w) {
+    lf sum[2][2], a[2], b[2];
+    for (int r = 0; r < n_x; r++)
+        for (int j = 0; j < n_w; j++)
+            sum[r][j] = lf_set(0.0f);
+    for (int32_t i = 0; i < n; i += LANES) {
+        for (int r = 0; r < n_x; r++)
+            a[r] = lf_take(x[r] + i, n - i);
+        for (int j = 0; j < n_w; j++)
+            b[j] = lf_take(w + (size_t)j * (size_t)n + i, n - i);
+        for (int r = 0; r < n_x; r++)
+            for (int j = 0; j < n_w; j++)
+                sum[r][j] = lf_fma(a[r], b[j], sum[r][j]);
+    }
+    for (int r = 0; r < n_x; r++)
+        for (int j = 0; j < n_w; j++)
+            out[(size_t)r * stride + (size_t)j] = lf_sum(sum[r][j]);
+}
+
+static inline void vec_dots(const float *const *x, int32_t n_x, const float *w, int32_t n_w,
+                            int32_t n, float *out, size_t stride) {
+    for (int32_t j = 0; j < n_w; j += 2, w += 2 * (size_t)n)
+        for (int32_t r = 0; r < n_x; r += 2) {
+            float *at = out + (size_t)r * stride + (size_t)j;
+            if (n_x - r > 1 && n_w - j > 1)
+                dots_tile(x + r, w, n, at, stride, 2, 2);
+            else if (n_x - r > 1)
+                dots_tile(x + r, w, n, at, stride, 2, 1);
+            else if (n_w - j > 1)
+                dots_tile(x + r, w, n, at, stride, 1, 2);
+            else
+                dots_tile(x + r, w, n, at, stride, 1, 1);
+        }
 }
 
 static inline float vec_exp_sum(const float *x, float shift, float scale, int32_t n, float *y) {
@@ -344,7 +376,7 @@ static inline void vec_fill(struct moge_kernels *kernels) {
     kernels->silu_mul = vec_silu_mul;
     kernels->add = vec_add;
     kernels->axpy = vec_axpy;
-    kernels->dot = vec_dot;
+    kernels->dots = vec_dots;
     kernels->softmax = vec_softmax;
     kernels->softmax_part = vec_softmax_part;
     kernels->scale = vec_scale;

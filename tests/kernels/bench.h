@@ -168,7 +168,8 @@ static void bench_vec(const struct moge_kernels *k) {
     BENCH_VEC("rmsnorm", N, k->rmsnorm(x, w, 1e-5f, N, y));
     BENCH_VEC("silu_mul", N, k->silu_mul(y, w, N));
     BENCH_VEC("softmax", N, k->softmax(y, N));
-    BENCH_VEC("dot", N, y[0] = k->dot(x, w, N));
+    const float *row = x;
+    BENCH_VEC("dots", N, k->dots(&row, 1, w, 1, N, y, 1));
     BENCH_VEC("rope", N, k->rope(y, w, N / ATTN_HEAD, ATTN_HEAD, 1));
     BENCH_VEC("f16_to_f32", N, k->f16_to_f32(half, y, N));
     BENCH_VEC("f32_to_f16", N, k->f32_to_f16(x, half, N));

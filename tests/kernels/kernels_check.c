@@ -102,6 +102,19 @@ static void softmax_part_into(const struct moge_kernels *k, float *x, int32_t n)
     x[n + 2] = sum;
 }
 
+#define DOTS_MOST 3
+
+/* Tiles of all shapes; rows begin anywhere. */
+static void dots_same(const struct moge_kernels *k, int32_t n, int32_t offset) {
+    struct buffers *m = &buffers;
+    const float *x[DOTS_MOST];
+    for (int i = 0; i < DOTS_MOST; i++)
+        x[i] = m->a + offset + i;
+    for (int n_x = 1; n_x <= DOTS_MOST; n_x++)
+        for (int n_w = 1; n_w <= DOTS_MOST; n_w++)
+            SAME("dots", K->dots(x, n_x, m->b + offset, n_w, 1 + n / n_w, OUT, DOTS_MOST + 1));
+}
+
 static void vec_slots_same(const struct moge_kernels *k, int32_t n, int32_t offset) {
     struct buffers *m = &buffers;
     const float *a = m->a + offset;
@@ -109,7 +122,7 @@ static void vec_slots_same(const struct moge_kernels *k, int32_t n, int32_t offs
     SAME("silu_mul", K->silu_mul(OUT, a, n));
     SAME("add", K->add(OUT, a, n));
     SAME("axpy", K->axpy(OUT, -1.7f, a, n));
-    SAME("dot", OUT[0] = K->dot(a, m->b + offset, n));
+    dots_same(k, n, offset);
     SAME("softmax", K->softmax(OUT, n));
     SAME("scale", K->scale(OUT, m->a[0], n));
     SAME("softmax_part", softmax_part_into(K, OUT, n));
@@ -361,7 +374,9 @@ static void rows_are_right(void **state) {
             products += (double)x[i] * (double)w[i];
             magnitude += fabs((double)x[i] * (double)w[i]);
         }
-        assert_true(fabs((double)SCALAR->dot(x, w, n) - products) <= 1e-6 * magnitude);
+        const float *row = x;
+        SCALAR->dots(&row, 1, w, 1, n, y, 1);
+        assert_true(fabs((double)y[0] - products) <= 1e-6 * magnitude);
         SCALAR->rmsnorm(x, w, 1e-5f, n, y);
         for (int i = 0; i < n; i++) {
             double exact = (double)x[i] / sqrt(squares / n + 1e-5) * (double)w[i];
