@@ -8,14 +8,26 @@
 #define FADE_FAST   8.0
 /* The text has changed when the short memory is this many standard deviations off the long one. */
 #define CHANGE_SIGMAS 3.5
+#define VARIANCE_MIN  0.02
 /* Evidence also fades with steps that guessed nothing: the text has moved on. */
 #define FADE_IDLE 64.0
-/* The level above counts as much as this many guesses. */
-#define LEVEL_WEIGHT 16.0
+/* The level above counts as much as this many guesses; everybody's less with a request whose short
+ * memory is as far off it. */
+#define LEVEL_WEIGHT  16.0
+#define UNLIKE_WEIGHT 2.0
 /* Before anything is known. */
 #define PRIOR_ACCEPT 0.6
 /* Nobody is always right. */
 #define ACCEPT_MAX 0.99
+
+/* What was hit lately does not come from this rate. */
+static bool is_off(const struct moge_evidence *fast, double rate) {
+    if (fast->n < FADE_FAST / 2)
+        return false;
+    double off = fast->hits / fast->n - rate, variance = rate * (1 - rate);
+    variance = variance > VARIANCE_MIN ? variance : VARIANCE_MIN;
+    return off * off * fast->n >= CHANGE_SIGMAS * CHANGE_SIGMAS * variance;
+}
 
 double moge_acceptance_rate(const struct moge_acceptance *everybody,
                             const struct moge_own_acceptance *own, int32_t j) {
@@ -23,7 +35,8 @@ double moge_acceptance_rate(const struct moge_acceptance *everybody,
     double here = moge_evidence_rate(&everybody->at[j], all, LEVEL_WEIGHT);
     /* What is special about the position is known from everybody; deep ones have little evidence.
      */
-    double rate = moge_evidence_rate(&own->all, all, LEVEL_WEIGHT) * here / all;
+    double weight = is_off(&own->fast, all) ? UNLIKE_WEIGHT : LEVEL_WEIGHT;
+    double rate = moge_evidence_rate(&own->all, all, weight) * here / all;
     rate = moge_evidence_rate(&own->at[j], rate < ACCEPT_MAX ? rate : ACCEPT_MAX, LEVEL_WEIGHT);
     return rate < ACCEPT_MAX ? rate : ACCEPT_MAX;
 }
@@ -43,11 +56,7 @@ static void learn_own(struct moge_own_acceptance *own, int32_t j, bool hit) {
     moge_evidence_add(&own->at[j], hit, FADE_SLOT);
     moge_evidence_add(&own->all, hit, FADE_SLOT);
     moge_evidence_add(&own->fast, hit, FADE_FAST);
-    if (own->fast.n < FADE_FAST / 2)
-        return;
-    double rate = own->all.hits / own->all.n, off = own->fast.hits / own->fast.n - rate;
-    double variance = rate * (1 - rate) > 0.02 ? rate * (1 - rate) : 0.02;
-    if (off * off * own->fast.n < CHANGE_SIGMAS * CHANGE_SIGMAS * variance)
+    if (!is_off(&own->fast, own->all.hits / own->all.n))
         return;
     scale(own, 0.1);
     own->all = own->fast;
