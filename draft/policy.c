@@ -23,26 +23,20 @@
 
 #include <math.h>
 #include <stdlib.h>
-#include <string.h>
 
 #include "draft/acceptance.h"
 #include "draft/heap.h"
 #include "draft/hope.h"
 #include "draft/match.h"
+#include "draft/order.h"
 
 /* A guess worth less than this is not considered. */
 #define GAIN_MIN 0.01
-/* Guessing must promise at least this much more tokens per second. */
-#define MARGIN 1.01
 /* The step without guesses is measured where its time, compared with that of other steps, is less
  * certain than this share of what guessing gains, within limits. */
 #define ZERO_SPREAD_SHARE 0.3
 #define ZERO_SPREAD_MIN   0.03
 #define ZERO_SPREAD_MAX   0.1
-/* A step may be so many standard deviations faster than believed. */
-#define HOPE_SPREADS 2.0
-/* More rounds of drafting are not tried where so many reach this share of the best. */
-#define ROUNDS_WORSE 0.9
 /* Share of the time that may be spent on probing, and the most that is saved up, in steps. */
 #define PROBE_SHARE 0.005
 #define PROBE_SAVED 2.0
@@ -75,12 +69,6 @@ struct candidate {
     double key;                       /* its gain per cost */
 };
 
-/* One guess, in the order of gain per cost. */
-struct choice {
-    int32_t i_span;
-    bool looked_up;
-};
-
 /* What things cost in this step. */
 struct prices {
     const struct moge_drafter *drafter; /* ops NULL: there is none */
@@ -102,13 +90,10 @@ struct moge_policy {
     int32_t n_awaiting;                /* steps without a probe in favour of a hope */
     int32_t probe_next;                /* span whose turn it is */
     /* scratch of one choice */
-    struct candidate *begun;   /* [n_slots] every auto span with its first guess */
-    struct candidate *walking; /* [n_slots] the same, as far as a walk has come */
-    struct moge_heap heap;     /* of them */
-    int32_t n_begun;
-    struct prices prices; /* of the last choice */
-    double *rates;        /* [n_slots * MOGE_DRAFT_LEN_MAX] of the drafter; 0: not asked for yet */
-    struct choice *order; /* [n_slots * MOGE_DRAFT_LEN_MAX] */
+    struct candidate *candidates; /* [n_slots] spans that may guess */
+    struct moge_heap heap;        /* of those in auto mode that have another guess */
+    struct moge_order order;      /* of their guesses */
+    struct prices prices;         /* of the last choice */
 };
 
 int moge_policy_new(struct moge_policy **out, int32_t n_slots, int32_t draft_len_max,
@@ -122,13 +107,10 @@ int moge_policy_new(struct moge_policy **out, int32_t n_slots, int32_t draft_len
     policy->n_slots = n_slots;
     policy->draft_len_max = draft_len_max;
     policy->slots = calloc((size_t)n_slots, sizeof *policy->slots);
-    policy->begun = calloc((size_t)n_slots, sizeof *policy->begun);
-    policy->walking = calloc((size_t)n_slots, sizeof *policy->walking);
+    policy->candidates = calloc((size_t)n_slots, sizeof *policy->candidates);
     policy->heap.entries = calloc((size_t)n_slots, sizeof *policy->heap.entries);
-    policy->rates = calloc((size_t)n_slots * MOGE_DRAFT_LEN_MAX, sizeof *policy->rates);
-    policy->order = calloc((size_t)n_slots * MOGE_DRAFT_LEN_MAX, sizeof *policy->order);
-    if (!policy->slots || !policy->begun || !policy->walking || !policy->heap.entries ||
-        !policy->rates || !policy->order)
+    if (!policy->slots || !policy->candidates || !policy->heap.entries ||
+        moge_order_init(&policy->order, n_slots * MOGE_DRAFT_LEN_MAX) != 0)
         goto fail;
     *out = policy;
     return 0;
@@ -141,11 +123,9 @@ void moge_policy_free(struct moge_policy *policy) {
     if (!policy)
         return;
     free(policy->slots);
-    free(policy->begun);
-    free(policy->walking);
+    free(policy->candidates);
     free(policy->heap.entries);
-    free(policy->rates);
-    free(policy->order);
+    moge_order_fini(&policy->order);
     free(policy);
 }
 
@@ -224,14 +204,6 @@ static bool lookup_is_better(const struct prices *prices, double lookup, double 
     return (drafter - lookup) * (1 + drafter) <= prices->tokens_per_ns * draft_ns;
 }
 
-/* How often the drafter is right with guess j of the slot.  Every walk of a choice asks again. */
-static double drafter_rate(const struct moge_policy *policy, int32_t i_slot, int32_t j) {
-    double *rate = &policy->rates[i_slot * MOGE_DRAFT_LEN_MAX + j];
-    if (*rate == 0)
-        *rate = moge_acceptance_rate(&policy->acceptance, &policy->slots[i_slot].acceptance, j);
-    return *rate;
-}
-
 /* Readies the candidate's next guess: whose it is, and what it gains and costs.  False when nobody
  * has one. */
 static bool candidate_next(const struct moge_policy *policy, const struct moge_span *span,
@@ -245,7 +217,9 @@ static bool candidate_next(const struct moge_policy *policy, const struct moge_s
     bool looks = first && c->lookup && n_lookup < c->lookup->n;
     if (!drafts && !looks)
         return false;
-    double rate = drafts ? drafter_rate(policy, span->slot, j) : 0, rate_lookup = 0;
+    double rate = 0, rate_lookup = 0;
+    if (drafts)
+        rate = moge_acceptance_rate(&policy->acceptance, &slot->acceptance, j);
     c->draft_ns = prices->guess_row_ns;
     if (first) /* what was looked up before is history to the drafter */
         c->draft_ns += c->debt_ns + n_lookup * prices->guess_row_ns;
@@ -283,18 +257,12 @@ static struct candidate candidate_begin(const struct moge_policy *policy,
     return c;
 }
 
-/* What the step yields and takes before any guess of an auto span. */
-struct outlook {
-    double tokens, ns, unpaid_ns; /* see candidate */
-    int32_t n_rows, n_rounds;
-};
-
 /* Fixed lengths, one guess a round so that a full batch is shared fairly; what they are expected to
  * bring goes into the outlook.  Returns their sum. */
 static int32_t choose_fixed(struct moge_policy *policy, const struct moge_batch *batch,
                             const struct moge_lookup *lookups, int32_t room,
-                            struct moge_plan *plans, struct outlook *outlook) {
-    struct candidate *fixed = policy->begun; /* nobody else uses it yet */
+                            struct moge_plan *plans, struct moge_outlook *outlook) {
+    struct candidate *fixed = policy->candidates; /* nobody else uses them yet */
     int32_t n_fixed = 0, n_guess = 0;
     for (int32_t i = 0; i < batch->n_spans; i++)
         if (may_guess(&batch->spans[i]) && batch->spans[i].spec_mode == MOGE_SPEC_FIXED) {
@@ -320,77 +288,49 @@ static int32_t choose_fixed(struct moge_policy *policy, const struct moge_batch 
     return n_guess;
 }
 
-/* What a walk begins with, and all of them alike. */
-static void autos_begin(struct moge_policy *policy, const struct moge_batch *batch,
-                        const struct moge_lookup *lookups) {
-    policy->n_begun = 0;
+/* Every auto span with its first guess. */
+static void heap_fill(struct moge_policy *policy, const struct moge_batch *batch,
+                      const struct moge_lookup *lookups) {
+    struct moge_heap *heap = &policy->heap;
+    heap->n = 0;
     for (int32_t i = 0; i < batch->n_spans; i++) {
         const struct moge_span *span = &batch->spans[i];
         if (!may_guess(span) || span->spec_mode != MOGE_SPEC_AUTO)
             continue;
-        struct candidate c = candidate_begin(policy, batch, i, lookups);
-        MOGE_ASSERT(policy->n_begun < policy->n_slots);
-        if (candidate_next(policy, span, &c) && c.reached >= GAIN_MIN)
-            policy->begun[policy->n_begun++] = c;
+        MOGE_ASSERT(heap->n < policy->n_slots);
+        struct candidate *c = &policy->candidates[heap->n];
+        *c = candidate_begin(policy, batch, i, lookups);
+        if (candidate_next(policy, span, c) && c->reached >= GAIN_MIN) {
+            heap->entries[heap->n] = (struct moge_heap_entry){c->key, heap->n};
+            heap->n++;
+        }
     }
-}
-
-static void heap_fill(struct moge_policy *policy, int32_t n_rounds) {
-    struct moge_heap *heap = &policy->heap;
-    heap->n = 0;
-    memcpy(policy->walking, policy->begun, (size_t)policy->n_begun * sizeof *policy->begun);
-    for (int32_t i = 0; i < policy->n_begun; i++)
-        if (!policy->begun[i].looked_up <= n_rounds)
-            heap->entries[heap->n++] = (struct moge_heap_entry){policy->begun[i].key, i};
     for (int32_t i = heap->n / 2 - 1; i >= 0; i--)
         moge_heap_sink(heap, i);
 }
 
-/* The best by what is believed, and by what may be hoped. */
-struct best {
-    struct moge_beginning known, hope;
-};
-
-static void best_update(const struct moge_policy *policy, const struct outlook *outlook,
-                        double step_ns, int32_t n, int32_t n_rounds, struct best *best) {
-    double hope_ns = outlook->ns -
-                     HOPE_SPREADS * step_ns * moge_step_cost_spread(&policy->step, outlook->n_rows);
-    struct moge_beginning here = {
-        n_rounds,        n,           outlook->tokens / outlook->ns * (n == 0 ? MARGIN : 1),
-        outlook->tokens, outlook->ns, outlook->unpaid_ns};
-    if (here.rate > best->known.rate)
-        best->known = here;
-    here.rate = outlook->tokens / hope_ns;
-    if (hope_ns > 0 && here.rate > best->hope.rate)
-        best->hope = here;
-}
-
-/* Puts up to n_max guesses into policy->order, best gain per cost first. */
-static void walk(struct moge_policy *policy, const struct moge_batch *batch, int32_t n_rounds,
-                 int32_t n_max, struct outlook outlook, struct best *best) {
-    double step_ns = moge_step_cost_ns(&policy->step, outlook.n_rows);
+/* All guesses of auto spans, best gain per cost first. */
+static void order_fill(struct moge_policy *policy, const struct moge_batch *batch,
+                       const struct moge_lookup *lookups) {
     struct moge_heap *heap = &policy->heap;
-    heap_fill(policy, n_rounds);
-    for (int32_t n = 0; heap->n > 0 && n < n_max;) {
-        struct candidate *first = &policy->walking[heap->entries[0].i];
-        outlook.tokens += first->reached;
-        double next_ns = moge_step_cost_ns(&policy->step, ++outlook.n_rows);
-        outlook.ns += next_ns - step_ns + first->draft_ns;
-        step_ns = next_ns;
-        if (first->plan.n_drafter == 0 && !first->looked_up)
-            outlook.unpaid_ns += first->unpaid_ns;
-        candidate_take(first);
-        if (first->plan.n_drafter > outlook.n_rounds) {
-            outlook.n_rounds = first->plan.n_drafter;
-            outlook.ns += round_ns(policy);
-        }
-        policy->order[n++] = (struct choice){first->i_span, first->looked_up};
-        best_update(policy, &outlook, step_ns, n, n_rounds, best);
-        if (!candidate_next(policy, &batch->spans[first->i_span], first) ||
-            first->reached < GAIN_MIN || first->plan.n_drafter + !first->looked_up > n_rounds)
-            heap->entries[0] = heap->entries[--heap->n];
+    struct moge_order *order = &policy->order;
+    heap_fill(policy, batch, lookups);
+    order->n = order->depth = 0;
+    while (heap->n > 0) {
+        struct candidate *c = &policy->candidates[heap->entries[0].i];
+        bool first = c->plan.n_drafter == 0 && !c->looked_up;
+        candidate_take(c);
+        MOGE_ASSERT(order->n < order->n_max);
+        order->guesses[order->n++] = (struct moge_guess){.reached = c->reached,
+                                                         .draft_ns = c->draft_ns,
+                                                         .unpaid_ns = first ? c->unpaid_ns : 0,
+                                                         .i_span = c->i_span,
+                                                         .depth = c->plan.n_drafter};
+        order->depth = c->plan.n_drafter > order->depth ? c->plan.n_drafter : order->depth;
+        if (candidate_next(policy, &batch->spans[c->i_span], c) && c->reached >= GAIN_MIN)
+            heap->entries[0].key = c->key;
         else
-            heap->entries[0].key = first->key;
+            heap->entries[0] = heap->entries[--heap->n];
         moge_heap_sink(heap, 0);
     }
 }
@@ -405,48 +345,42 @@ static bool must_measure_zero(const struct moge_policy *policy, const struct mog
     return moge_step_cost_spread(&policy->step, moge_batch_rows(batch)) > most;
 }
 
-/* Returns how many guesses of policy->order make the fastest step.  A round of drafting is shared
- * by all spans that go so deep, so each number of rounds is tried by itself, until more of them are
- * clearly worse. */
+/* Adds the guesses that make the fastest step to the plans; returns their number. */
 static int32_t choose_auto(struct moge_policy *policy, const struct moge_batch *batch,
                            const struct moge_lookup *lookups, int32_t room,
-                           struct outlook outlook) {
-    enum { N_ROUNDS = 9 };
-    static const int32_t rounds[N_ROUNDS] = {0, 1, 2, 3, 4, 6, 8, 11, MOGE_DRAFT_LEN_MAX};
-    if (outlook.ns <= 0)
+                           const struct moge_outlook *outlook, struct moge_plan *plans) {
+    if (outlook->ns <= 0)
         return 0;
-    struct best none = {0};
-    struct moge_beginning hopes[N_ROUNDS + 1];
-    int n_hopes = 1;
-    autos_begin(policy, batch, lookups);
-    best_update(policy, &outlook, moge_step_cost_ns(&policy->step, outlook.n_rows), 0, 0, &none);
-    struct moge_beginning known = none.known;
-    hopes[0] = none.hope;
-    for (int i = 0; i < N_ROUNDS; i++) {
-        struct best here = {0};
-        walk(policy, batch, rounds[i], room, outlook, &here);
-        if (here.known.rate > known.rate)
-            known = here.known;
-        hopes[n_hopes++] = here.hope;
-        if (rounds[i] > 1 && here.hope.rate < ROUNDS_WORSE * known.rate)
-            break;
+    struct moge_beginning hopes[MOGE_HOPES];
+    int n_hopes;
+    order_fill(policy, batch, lookups);
+    struct moge_beginning best = moge_order_best(&policy->order, &policy->step, round_ns(policy),
+                                                 room, outlook, hopes, &n_hopes);
+    if (moge_batch_rows(batch) == moge_batch_logits(batch)) { /* no prefill */
+        if (best.n > 0 &&
+            must_measure_zero(policy, batch, best.rate * outlook->ns / outlook->tokens))
+            return 0;
+        best = moge_best_or_hope(best, hopes, n_hopes, &policy->saved);
     }
-    bool prefill = moge_batch_rows(batch) != moge_batch_logits(batch);
-    if (!prefill && known.n > 0 &&
-        must_measure_zero(policy, batch, known.rate * outlook.ns / outlook.tokens))
-        return 0;
-    struct moge_beginning chosen =
-        prefill ? known : moge_best_or_hope(known, hopes, n_hopes, &policy->saved);
-    walk(policy, batch, chosen.n_rounds, chosen.n, outlook, &none);
-    return chosen.n;
+    for (int32_t i = 0, n = 0; n < best.n; i++) {
+        const struct moge_guess *guess = &policy->order.guesses[i];
+        if (guess->depth > best.n_rounds)
+            continue;
+        plans[guess->i_span].n_lookup += guess->depth == 0;
+        plans[guess->i_span].n_drafter += guess->depth > 0;
+        n++;
+    }
+    return best.n;
 }
 
 /* Spans that guess nothing get a guess that is not offered, as many as has been saved up for: then
  * acceptance is known again, at the price of drafting alone.  They take turns. */
-static int32_t probe(struct moge_policy *policy, const struct moge_batch *batch, int32_t n_rounds,
+static int32_t probe(struct moge_policy *policy, const struct moge_batch *batch,
                      struct moge_plan *plans) {
-    double first_ns = n_rounds > 0 ? 0 : round_ns(policy);
     int32_t n_probes = 0, begin = policy->probe_next;
+    double first_ns = round_ns(policy);
+    for (int32_t i = 0; i < batch->n_spans; i++)
+        first_ns = plans[i].n_drafter > 0 ? 0 : first_ns;
     for (int32_t k = 0; k < batch->n_spans; k++) {
         int32_t i = (begin + k) % batch->n_spans;
         const struct moge_span *span = &batch->spans[i];
@@ -471,7 +405,7 @@ int32_t moge_policy_choose(struct moge_policy *policy, const struct moge_batch *
                            struct moge_plan *plans) {
     int32_t room = min_i32(batch->n_rows_cap - moge_batch_rows(batch),
                            batch->n_logits_cap - moge_batch_logits(batch));
-    struct outlook outlook = {.n_rows = moge_batch_rows(batch)};
+    struct moge_outlook outlook = {.n_rows = moge_batch_rows(batch)};
     int32_t n_decode = 0;
     bool any_auto = false;
     for (int32_t i = 0; i < batch->n_spans; i++) {
@@ -479,8 +413,6 @@ int32_t moge_policy_choose(struct moge_policy *policy, const struct moge_batch *
         MOGE_ASSERT(span->slot >= 0 && span->slot < policy->n_slots);
         plans[i] = (struct moge_plan){0};
         policy->slots[span->slot].used = true;
-        memset(policy->rates + (ptrdiff_t)span->slot * MOGE_DRAFT_LEN_MAX, 0,
-               MOGE_DRAFT_LEN_MAX * sizeof *policy->rates);
         n_decode += span->n_logits - span->n_scored;
         outlook.tokens += moge_span_decides(span);
         any_auto = any_auto || (may_guess(span) && span->spec_mode == MOGE_SPEC_AUTO);
@@ -494,18 +426,11 @@ int32_t moge_policy_choose(struct moge_policy *policy, const struct moge_batch *
     outlook.n_rows += n_fixed;
     outlook.ns +=
         moge_step_cost_ns(&policy->step, n_decode + n_fixed) + outlook.n_rounds * round_ns(policy);
-    int32_t n_auto = choose_auto(policy, batch, lookups, room - n_fixed, outlook);
-    int32_t n_rounds = outlook.n_rounds;
-    for (int32_t i = 0; i < n_auto; i++) {
-        struct moge_plan *plan = &plans[policy->order[i].i_span];
-        plan->n_lookup += policy->order[i].looked_up;
-        plan->n_drafter += !policy->order[i].looked_up;
-        n_rounds = plan->n_drafter > n_rounds ? plan->n_drafter : n_rounds;
-    }
+    int32_t n_auto = choose_auto(policy, batch, lookups, room - n_fixed, &outlook, plans);
     if (policy->saved.awaited && ++policy->n_awaiting < AWAIT_MAX)
         return n_fixed + n_auto;
     policy->n_awaiting = 0;
-    return n_fixed + n_auto + probe(policy, batch, n_rounds, plans);
+    return n_fixed + n_auto + probe(policy, batch, plans);
 }
 
 bool moge_policy_prefers_lookup(const struct moge_policy *policy, const struct moge_span *span,
