@@ -61,7 +61,7 @@ struct moge_engine {
     struct moge_arena kv_arena, arena;
     const struct moge_kv_format *kv_format;
     size_t kv_block_bytes; /* of one KV head's keys, or values, in one page */
-    unsigned char *kv;     /* [n_layers, n_pages, 2 (K, V), n_kv_heads] blocks of the format */
+    unsigned char *kv;     /* [n_layers, 2 (K, V), n_kv_heads, n_pages] blocks of the format */
     float *rope;           /* [n_context_max, head_dim / 2, 2 (cos, sin)] */
     float *logits;         /* [n_logits_max, n_vocab] */
     struct moge_worker *workers; /* [threads of the pool] */

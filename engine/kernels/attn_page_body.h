@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Pages of one KV head against the query heads that see them, written once over sixteen lanes (see
  * vec_body.h).  A page is taken by all heads before the next, so it is in the first cache for all
- * but the first tile.  Heads go in tiles of up to four so that a key or value is widened once for
+ * but the first tile.  Heads go in tiles of up to five so that a key or value is widened once for
  * them; a head's arithmetic is the same in every tile.
  *
- *      scores: lane = position:       sums [4 heads, ATTN_WIDE pages] over the columns
- *      values: for each 16 columns:   sums [4 heads, ATTN_WIDE times 16 columns] over all t
+ *      scores: lane = position:       sums [heads, ATTN_WIDE pages] over the columns
+ *      values: for each 16 columns:   sums [heads, ATTN_WIDE times 16 columns] over all t
  *
  * Sums stay in registers.  A sum waits for the one before it, so there must be 8 vectors of them to
  * keep both multipliers busy; with 16 lanes a vector that takes two pages, or 32 columns.
@@ -27,6 +27,8 @@
 #define ATTN_WIDE 1
 #endif
 
+#define ATTN_HEADS 5 /* of a tile, at most */
+
 /* Positions of a page at a time: most pages are full, and their loops are of constant length. */
 #define ATTN_UNROLL _Pragma("GCC unroll 4")
 
@@ -35,7 +37,7 @@
 ATTN_INLINE void scores_tile(const float *const *q, const void *const *pages, int32_t n_tok,
                              int32_t head_dim, float scale, float *scores, size_t stride,
                              const int n_pages, const int n_heads) {
-    lf sum[4][ATTN_WIDE], key[ATTN_WIDE];
+    lf sum[ATTN_HEADS][ATTN_WIDE], key[ATTN_WIDE];
     for (int h = 0; h < n_heads; h++)
         for (int j = 0; j < n_pages; j++)
             sum[h][j] = lf_set(0.0f);
@@ -58,7 +60,7 @@ ATTN_INLINE void scores_tile(const float *const *q, const void *const *pages, in
 ATTN_INLINE void values_columns(const float *p, size_t stride, const uint16_t *v,
                                 const uint16_t *ahead, int32_t n_tok, int32_t head_dim,
                                 float *const *out, int32_t i, const int n_wide, const int n_heads) {
-    lf sum[4][ATTN_WIDE], value[ATTN_WIDE];
+    lf sum[ATTN_HEADS][ATTN_WIDE], value[ATTN_WIDE];
     for (int h = 0; h < n_heads; h++)
         for (int j = 0; j < n_wide; j++)
             sum[h][j] = lf_take(out[h] + i + j * LANES, head_dim - i - j * LANES);
@@ -101,7 +103,7 @@ ATTN_INLINE void values_tile(const float *p, size_t stride, const void *const *p
 ATTN_INLINE void scores_tile_q8_0(const float *const *q, const void *const *pages, int32_t n_tok,
                                   int32_t head_dim, float scale, float *scores, size_t stride,
                                   const int n_pages, const int n_heads) {
-    lf sum[4][ATTN_WIDE], part[4][ATTN_WIDE], key[ATTN_WIDE];
+    lf sum[ATTN_HEADS][ATTN_WIDE], part[ATTN_HEADS][ATTN_WIDE], key[ATTN_WIDE];
     for (int h = 0; h < n_heads; h++)
         for (int j = 0; j < n_pages; j++)
             sum[h][j] = lf_set(0.0f);
@@ -137,7 +139,7 @@ ATTN_INLINE void values_columns_q8_0(float (*weights)[LANES], const struct moge_
                                      const struct moge_kv_q8_0 *ahead, int32_t n_tok,
                                      int32_t head_dim, float *const *out, int32_t i,
                                      const int n_wide, const int n_heads) {
-    lf sum[4][ATTN_WIDE], value[ATTN_WIDE];
+    lf sum[ATTN_HEADS][ATTN_WIDE], value[ATTN_WIDE];
     for (int h = 0; h < n_heads; h++)
         for (int j = 0; j < n_wide; j++)
             sum[h][j] = lf_take(out[h] + i + j * LANES, head_dim - i - j * LANES);
@@ -160,7 +162,7 @@ ATTN_INLINE void values_page_q8_0(const float *p, size_t stride, const void *con
                                   const int n_heads) {
     const struct moge_kv_q8_0 *v = pages[0], *ahead = pages[MOGE_ATTN_AHEAD];
     for (int32_t i = 0; i < head_dim; v++, ahead++) {
-        float weights[4][LANES]; /* one product for all columns of the block */
+        float weights[ATTN_HEADS][LANES]; /* one product for all columns of the block */
         int32_t end = i + 32 < head_dim ? i + 32 : head_dim;
         lf d = lf_load_f16(v->d);
         for (int h = 0; h < n_heads; h++)
@@ -183,8 +185,8 @@ ATTN_INLINE void values_tile_q8_0(const float *p, size_t stride, const void *con
 
 /* ---- pages and tiles ---- */
 
-/* All heads in tiles of four and a rest of one to three: a tile's size is a constant to the
- * compiler. */
+/* All heads in tiles of four and a rest of one to three, or of five, since one alone takes as long
+ * as four: a tile's size is a constant to the compiler. */
 #define ATTN_TILES(tile, ...)                                                                      \
     for (int32_t h = 0; h < n_q; h += 4) {                                                         \
         switch (n_q - h) {                                                                         \
@@ -196,6 +198,10 @@ ATTN_INLINE void values_tile_q8_0(const float *p, size_t stride, const void *con
             break;                                                                                 \
         case 3:                                                                                    \
             tile(__VA_ARGS__, 3);                                                                  \
+            break;                                                                                 \
+        case 5:                                                                                    \
+            tile(__VA_ARGS__, 5);                                                                  \
+            h++;                                                                                   \
             break;                                                                                 \
         default:                                                                                   \
             tile(__VA_ARGS__, 4);                                                                  \
