@@ -101,7 +101,7 @@ static const struct option_row rows[] = {
     {"cq-threads", KIND_COUNT, AT(cq_threads), "1", 1, 16, NULL, "Threads that speak gRPC."},
     {"kv-memory", KIND_SIZE, AT(kv_memory), "auto", 0, 1e15, NULL,
      "Memory for the KV cache, such as 2GiB.  auto: what max-running contexts need, at most a "
-     "quarter of the machine's memory."},
+     "quarter of the machine's memory, or of what its unit or container may have."},
     {"prefix-cache", KIND_FLAG, AT(prefix_cache), "yes", 0, 0, NULL,
      "Keep the KV of what was computed, as long as there is room, for requests that begin alike."},
     {"max-running", KIND_COUNT, AT(max_running), "16", 1, 1024, NULL, "Requests computed at once."},

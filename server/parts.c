@@ -3,10 +3,10 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
-#include <unistd.h>
 
 #include "engine/kernels/kernels.h"
 #include "moge/log.h"
+#include "server/memory.h"
 
 #define CONTEXT_AUTO_MAX 32768
 #define REQS_SPARE       8 /* finished requests whose readers are slow still hold a place */
@@ -32,7 +32,7 @@ static enum moge_kv_type kv_type(int32_t choice) {
 }
 
 /* Pages that kv-memory pays for; by default those of max-running whole contexts, as far as a
- * quarter of the machine's memory goes. */
+ * quarter of the memory goes that the process may have. */
 static int pages_choose(struct moge_boot *boot, struct moge_err *err) {
     const struct moge_config *config = boot->config;
     int64_t page_bytes = moge_engine_page_bytes(boot->model, kv_type(config->kv_type));
@@ -41,7 +41,7 @@ static int pages_choose(struct moge_boot *boot, struct moge_err *err) {
     int64_t per_context = moge_kv_pages_for(boot->n_context), memory = config->kv_memory;
     int64_t n_pages = per_context * config->max_running;
     if (memory == 0)
-        memory = (int64_t)sysconf(_SC_PHYS_PAGES) * sysconf(_SC_PAGESIZE) / 4;
+        memory = moge_memory_limit() / 4;
     if (config->kv_memory > 0 || n_pages > memory / page_bytes)
         n_pages = memory / page_bytes;
     if (n_pages < per_context)
