@@ -37,6 +37,8 @@
 #define ZERO_SPREAD_SHARE 0.3
 #define ZERO_SPREAD_MIN   0.03
 #define ZERO_SPREAD_MAX   0.1
+/* But after so many steps at the soonest: where measurements scatter much it never is certain. */
+#define ZERO_APART 8
 /* Share of the time that may be spent on probing, and the most that is saved up, in steps. */
 #define PROBE_SHARE 0.005
 #define PROBE_SAVED 2.0
@@ -88,6 +90,7 @@ struct moge_policy {
     struct policy_slot *slots;         /* [n_slots] */
     struct moge_savings saved;         /* for probing */
     int32_t n_awaiting;                /* steps without a probe in favour of a hope */
+    int32_t n_guessing;                /* steps since one without guesses was measured */
     int32_t probe_next;                /* span whose turn it is */
     /* scratch of one choice */
     struct candidate *candidates; /* [n_slots] spans that may guess */
@@ -357,9 +360,11 @@ static int32_t choose_auto(struct moge_policy *policy, const struct moge_batch *
     struct moge_beginning best = moge_order_best(&policy->order, &policy->step, round_ns(policy),
                                                  room, outlook, hopes, &n_hopes);
     if (moge_batch_rows(batch) == moge_batch_logits(batch)) { /* no prefill */
-        if (best.n > 0 &&
-            must_measure_zero(policy, batch, best.rate * outlook->ns / outlook->tokens))
+        if (best.n > 0 && ++policy->n_guessing >= ZERO_APART &&
+            must_measure_zero(policy, batch, best.rate * outlook->ns / outlook->tokens)) {
+            policy->n_guessing = 0;
             return 0;
+        }
         best = moge_best_or_hope(best, hopes, n_hopes, &policy->saved);
     }
     for (int32_t i = 0, n = 0; n < best.n; i++) {
