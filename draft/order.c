@@ -27,6 +27,11 @@ void moge_order_fini(struct moge_order *order) {
     free(order->hope_ns);
 }
 
+/* The best beginning by what is believed, and by what may be hoped. */
+struct best {
+    struct moge_beginning known, hope;
+};
+
 /* Steps with the first 0, 1 .. n guesses. */
 static void curve_fill(struct moge_order *order, const struct moge_step_cost *cost, int32_t n,
                        int32_t n_rows) {
@@ -38,7 +43,7 @@ static void curve_fill(struct moge_order *order, const struct moge_step_cost *co
 }
 
 static void best_update(const struct moge_outlook *outlook, double hope_ns, int32_t n,
-                        int32_t n_rounds, struct moge_best *best) {
+                        int32_t n_rounds, struct best *best) {
     struct moge_beginning here = {
         n_rounds,        n,           outlook->tokens / outlook->ns * (n == 0 ? MARGIN : 1),
         outlook->tokens, outlook->ns, outlook->unpaid_ns};
@@ -50,9 +55,9 @@ static void best_update(const struct moge_outlook *outlook, double hope_ns, int3
 }
 
 /* The best of up to n_max guesses that the drafter makes in n_rounds. */
-static struct moge_best walk(const struct moge_order *order, double round_ns, int32_t n_rounds,
-                             int32_t n_max, struct moge_outlook outlook) {
-    struct moge_best best = {0};
+static struct best walk(const struct moge_order *order, double round_ns, int32_t n_rounds,
+                        int32_t n_max, struct moge_outlook outlook) {
+    struct best best = {0};
     double other_ns = outlook.ns - order->step_ns[0];
     for (int32_t i = 0, n = 0; i < order->n && n < n_max; i++) {
         const struct moge_guess *guess = &order->guesses[i];
@@ -77,7 +82,7 @@ struct moge_beginning moge_order_best(struct moge_order *order, const struct mog
                                       const struct moge_outlook *outlook,
                                       struct moge_beginning *hopes, int *n_hopes) {
     static const int32_t rounds[MOGE_HOPES - 1] = {0, 1, 2, 3, 4, 6, 8, 11, MOGE_DRAFT_LEN_MAX};
-    struct moge_best none = {0};
+    struct best none = {0};
     room = room < order->n ? room : order->n;
     curve_fill(order, cost, room, outlook->n_rows);
     best_update(outlook, order->hope_ns[0], 0, 0, &none);
@@ -85,7 +90,7 @@ struct moge_beginning moge_order_best(struct moge_order *order, const struct mog
     hopes[0] = none.hope;
     *n_hopes = 1;
     for (int i = 0; i < MOGE_HOPES - 1; i++) {
-        struct moge_best here = walk(order, round_ns, rounds[i], room, *outlook);
+        struct best here = walk(order, round_ns, rounds[i], room, *outlook);
         if (here.known.rate > known.rate)
             known = here.known;
         hopes[(*n_hopes)++] = here.hope;

@@ -30,11 +30,6 @@ struct moge_outlook {
     int32_t n_rows, n_rounds;
 };
 
-/* The best beginning by what is believed, and by what may be hoped. */
-struct moge_best {
-    struct moge_beginning known, hope;
-};
-
 int moge_order_init(struct moge_order *order, int32_t n_max); /* 0 or MOGE_NOMEM */
 void moge_order_fini(struct moge_order *order);
 
