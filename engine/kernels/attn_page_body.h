@@ -29,7 +29,7 @@
 
 #define ATTN_HEADS 5 /* of a tile, at most */
 
-/* Positions of a page at a time: most pages are full, and their loops are of constant length. */
+/* Positions of a page at a time. */
 #define ATTN_UNROLL _Pragma("GCC unroll 4")
 
 /* ---- f16 ---- */
@@ -79,7 +79,7 @@ ATTN_INLINE void values_columns(const float *p, size_t stride, const uint16_t *v
             lf_put(out[h] + i + j * LANES, sum[h][j], head_dim - i - j * LANES);
 }
 
-ATTN_INLINE void values_page(const float *p, size_t stride, const void *const *pages, int32_t n_tok,
+ATTN_INLINE void values_tile(const float *p, size_t stride, const void *const *pages, int32_t n_tok,
                              int32_t head_dim, float *const *out, const int n_heads) {
     int32_t i = 0;
     for (; i + ATTN_WIDE * LANES <= head_dim; i += ATTN_WIDE * LANES)
@@ -88,14 +88,6 @@ ATTN_INLINE void values_page(const float *p, size_t stride, const void *const *p
     for (; i < head_dim; i += LANES)
         values_columns(p, stride, pages[0], pages[MOGE_ATTN_AHEAD], n_tok, head_dim, out, i, 1,
                        n_heads);
-}
-
-ATTN_INLINE void values_tile(const float *p, size_t stride, const void *const *pages, int32_t n_tok,
-                             int32_t head_dim, float *const *out, const int n_heads) {
-    if (n_tok == LANES)
-        values_page(p, stride, pages, LANES, head_dim, out, n_heads);
-    else
-        values_page(p, stride, pages, n_tok, head_dim, out, n_heads);
 }
 
 /* ---- q8_0 ---- */
@@ -157,7 +149,7 @@ ATTN_INLINE void values_columns_q8_0(float (*weights)[LANES], const struct moge_
             lf_put(out[h] + i + j * LANES, sum[h][j], head_dim - i - j * LANES);
 }
 
-ATTN_INLINE void values_page_q8_0(const float *p, size_t stride, const void *const *pages,
+ATTN_INLINE void values_tile_q8_0(const float *p, size_t stride, const void *const *pages,
                                   int32_t n_tok, int32_t head_dim, float *const *out,
                                   const int n_heads) {
     const struct moge_kv_q8_0 *v = pages[0], *ahead = pages[MOGE_ATTN_AHEAD];
@@ -174,22 +166,18 @@ ATTN_INLINE void values_page_q8_0(const float *p, size_t stride, const void *con
     }
 }
 
-ATTN_INLINE void values_tile_q8_0(const float *p, size_t stride, const void *const *pages,
-                                  int32_t n_tok, int32_t head_dim, float *const *out,
-                                  const int n_heads) {
-    if (n_tok == LANES)
-        values_page_q8_0(p, stride, pages, LANES, head_dim, out, n_heads);
-    else
-        values_page_q8_0(p, stride, pages, n_tok, head_dim, out, n_heads);
-}
-
 /* ---- pages and tiles ---- */
 
-/* All heads in tiles of four and a rest of one to three, or of five, since one alone takes as long
- * as four: a tile's size is a constant to the compiler. */
+/* Heads of the next tile: four, the rest, or five, since one alone takes as long as four. */
+ATTN_INLINE int32_t tile_heads(int32_t left) {
+    return left <= ATTN_HEADS ? left : 4;
+}
+
+/* All heads in tiles: a tile's size is a constant to the compiler. */
 #define ATTN_TILES(tile, ...)                                                                      \
-    for (int32_t h = 0; h < n_q; h += 4) {                                                         \
-        switch (n_q - h) {                                                                         \
+    for (int32_t h = 0, in_tile; h < n_q; h += in_tile) {                                          \
+        in_tile = tile_heads(n_q - h);                                                             \
+        switch (in_tile) {                                                                         \
         case 1:                                                                                    \
             tile(__VA_ARGS__, 1);                                                                  \
             break;                                                                                 \
@@ -199,12 +187,11 @@ ATTN_INLINE void values_tile_q8_0(const float *p, size_t stride, const void *con
         case 3:                                                                                    \
             tile(__VA_ARGS__, 3);                                                                  \
             break;                                                                                 \
-        case 5:                                                                                    \
-            tile(__VA_ARGS__, 5);                                                                  \
-            h++;                                                                                   \
+        case 4:                                                                                    \
+            tile(__VA_ARGS__, 4);                                                                  \
             break;                                                                                 \
         default:                                                                                   \
-            tile(__VA_ARGS__, 4);                                                                  \
+            tile(__VA_ARGS__, ATTN_HEADS);                                                         \
         }                                                                                          \
     }
 
@@ -218,10 +205,14 @@ ATTN_INLINE void values_tile_q8_0(const float *p, size_t stride, const void *con
                        scores + (size_t)h * stride + t, stride, 1)                                 \
     }
 
+/* Most pages are full, and the positions of those are a constant too. */
 #define ATTN_VALUES(tile)                                                                          \
     for (int32_t t = 0; t < n_tok; t += LANES, pages++) {                                          \
-        int32_t n = n_tok - t < LANES ? n_tok - t : LANES;                                         \
-        ATTN_TILES(tile, p + (size_t)h * stride + t, stride, pages, n, head_dim, out + h)          \
+        if (n_tok - t >= LANES)                                                                    \
+            ATTN_TILES(tile, p + (size_t)h * stride + t, stride, pages, LANES, head_dim, out + h)  \
+        else                                                                                       \
+            ATTN_TILES(tile, p + (size_t)h * stride + t, stride, pages, n_tok - t, head_dim,       \
+                       out + h)                                                                    \
     }
 
 static inline void attn_page_scores(const float *const *q, int32_t n_q, const void *const *pages,
