@@ -73,9 +73,12 @@ int moge_limits_open(struct moge_limits_probe *probe, struct moge_threads *threa
     probe->data = data;
     moge_threads_run(threads, touch_run, probe);
     for (enum moge_limit limit = MOGE_LIMIT_I8; limit < MOGE_LIMITS; limit++) {
-        double seconds = 0;
-        for (probe->n[limit] = 64; seconds < RUN_SECONDS; probe->n[limit] *= 2)
+        double seconds;
+        probe->n[limit] = 32;
+        do {
+            probe->n[limit] *= 2;
             rate(probe, limit, &seconds);
+        } while (seconds < RUN_SECONDS);
     }
     return 0;
 }
