@@ -4,7 +4,6 @@
 #ifndef MOGE_DRAFT_ORDER_H
 #define MOGE_DRAFT_ORDER_H
 
-#include <stdbool.h>
 #include <stdint.h>
 #include "draft/cost.h"
 #include "draft/hope.h"

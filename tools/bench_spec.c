@@ -208,10 +208,11 @@ static int options_parse(struct spec_options *spec, int argc, char **argv) {
 /* ---- report ---- */
 
 struct row {
-    double tok_s[3], ratio[3];     /* quartiles: first, median, third */
-    double ratio_all, ratio_error; /* of all rounds together; its standard error */
-    int64_t n_tokens, n_steps, n_offered, n_accepted; /* steps of a sequence */
-    int64_t lengths[MOGE_DRAFT_LEN_MAX + 1];
+    double tok_s[3], ratio[3];               /* quartiles: first, median, third */
+    double ratio_all, ratio_low, ratio_high; /* of all rounds together; between which it lies */
+    double acceptance_length;
+    int64_t n_offered, n_accepted;
+    int64_t lengths[MOGE_DRAFT_LEN_MAX + 1]; /* steps of a sequence with so many guesses */
 };
 
 static void quartiles(double *values, int32_t n, double *out) {
@@ -237,27 +238,31 @@ static void ratio_make(struct spec_sample samples[][SPEC_LIST_MAX], int32_t n, i
         double apart = token_ns(&samples[i][off]) - row->ratio_all * token_ns(&samples[i][mode]);
         apart2 += apart * apart;
     }
-    row->ratio_error = n > 1 ? sqrt(apart2 * n / (n - 1)) / sum : 0;
+    double error = n > 1 ? sqrt(apart2 * n / (n - 1)) / sum : 0;
+    row->ratio_low = row->ratio_all - 2 * error;
+    row->ratio_high = row->ratio_all + 2 * error;
 }
 
 static void row_make(struct spec_sample samples[][SPEC_LIST_MAX], int32_t n, int32_t mode,
                      int32_t off, struct row *row) {
     double tok_s[SPEC_ROUNDS_MAX], ratio[SPEC_ROUNDS_MAX];
+    int64_t n_tokens = 0, n_steps = 0;
     *row = (struct row){0};
     for (int32_t i = 0; i < n; i++) {
         const struct spec_sample *sample = &samples[i][mode];
         tok_s[i] = 1e9 / token_ns(sample);
         ratio[i] = off >= 0 ? token_ns(&samples[i][off]) / token_ns(sample) : 0;
-        row->n_tokens += sample->n_tokens;
+        n_tokens += sample->n_tokens;
         row->n_offered += sample->n_offered;
         row->n_accepted += sample->n_accepted;
         for (int j = 0; j <= MOGE_DRAFT_LEN_MAX; j++) {
             row->lengths[j] += sample->lengths[j];
-            row->n_steps += sample->lengths[j];
+            n_steps += sample->lengths[j];
         }
     }
     quartiles(tok_s, n, row->tok_s);
     quartiles(ratio, n, row->ratio);
+    row->acceptance_length = (double)n_tokens / (double)n_steps;
     if (off >= 0)
         ratio_make(samples, n, mode, off, row);
 }
@@ -273,9 +278,8 @@ static void row_print(const struct spec_bench *bench, int32_t batch, int32_t mod
         snprintf(name, sizeof name, "%s%s%s", quote, mode == 0 ? "off" : "auto", quote);
     if (!options->json) {
         printf("%5d %6s %10.1f %8.1f..%-8.1f %6.3f %6.3f..%-6.3f %8.2f %8lld %8lld\n", batch, name,
-               row->tok_s[1], row->tok_s[0], row->tok_s[2], row->ratio_all,
-               row->ratio_all - 2 * row->ratio_error, row->ratio_all + 2 * row->ratio_error,
-               (double)row->n_tokens / (double)row->n_steps, (long long)row->n_offered,
+               row->tok_s[1], row->tok_s[0], row->tok_s[2], row->ratio_all, row->ratio_low,
+               row->ratio_high, row->acceptance_length, (long long)row->n_offered,
                (long long)row->n_accepted);
         fflush(stdout);
         return;
@@ -286,11 +290,9 @@ static void row_print(const struct spec_bench *bench, int32_t batch, int32_t mod
     if (has_off)
         printf("\"ratio\": %.4f, \"ratio_q1\": %.4f, \"ratio_q3\": %.4f, \"ratio_low\": %.4f, "
                "\"ratio_high\": %.4f, ",
-               row->ratio_all, row->ratio[0], row->ratio[2], row->ratio_all - 2 * row->ratio_error,
-               row->ratio_all + 2 * row->ratio_error);
+               row->ratio_all, row->ratio[0], row->ratio[2], row->ratio_low, row->ratio_high);
     printf("\"acceptance_length\": %.3f, \"offered\": %lld, \"accepted\": %lld, \"lengths\": [",
-           (double)row->n_tokens / (double)row->n_steps, (long long)row->n_offered,
-           (long long)row->n_accepted);
+           row->acceptance_length, (long long)row->n_offered, (long long)row->n_accepted);
     for (int i = 0; i <= MOGE_DRAFT_LEN_MAX; i++)
         printf("%lld%s", (long long)row->lengths[i], i < MOGE_DRAFT_LEN_MAX ? ", " : "], ");
     printf("\"model\": \"%s\", \"weights\": \"%s\", \"drafter\": \"%s\", ",
